@@ -1,0 +1,57 @@
+# Holdfast: the only commands a newcomer needs.
+#
+#   make demo      replays the incident against a real JupyterHub; exits 0 if no user noticed anything
+#   make test      installs what is missing, then runs every Rust and Python test
+#
+# Everything built or downloaded lives under one cache folder outside this checkout; deleting that folder is a full clean.
+
+SHELL := /bin/bash
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/holdfast
+
+export PATH := $(PATH):$(HOME)/.cargo/bin
+export HOLDFAST_CACHE := $(CACHE)
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+export HOLDFAST_VENV ?= $(CACHE)/venv
+export HOLDFAST_BIN := $(CARGO_TARGET_DIR)/debug/holdfast
+
+INCIDENT := cargo run --quiet -p holdfast-tests --bin incident -- $(if $(PAUSE),--pause)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo demo-chp test verify fix bench bench-store bench-proxy
+
+help: ## lists these commands
+	@grep -hE '^[a-z-]+:.* ## ' Makefile | sed -E 's/^([a-z-]+):.* ## (.*)/  make \1\t\2/' | expand -t 20
+
+setup: ## installs what a fresh machine needs, or says what is missing
+	@scripts/setup.sh
+
+build: setup ## compiles everything (RocksDB takes 10 to 15 minutes the first time)
+	@scripts/build.sh
+
+demo: build ## replays the incident against Holdfast (PAUSE=1: stays up for a browser)
+	@$(INCIDENT)
+
+demo-chp: build ## the same client against configurable-http-proxy (needs node)
+	@scripts/install_chp.sh
+	@PATH="$(CACHE)/chp/node_modules/.bin:$$PATH" $(INCIDENT) --chp
+
+test: setup ## all Rust and Python tests
+	@scripts/test.sh
+
+verify: setup ## format, lints, docs, licences, dependency directions, then the tests; changes nothing
+	@scripts/verify.sh
+	@scripts/test.sh
+
+fix: setup ## formats, and applies what the linters can repair by themselves
+	cargo fmt --all
+	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+	$(HOLDFAST_VENV)/bin/ruff check --fix .
+	$(HOLDFAST_VENV)/bin/ruff format .
+
+bench: bench-store bench-proxy ## both benchmarks
+
+bench-store: setup ## durable writes, fan-out, a fresh subscriber
+	@scripts/bench.sh store
+
+bench-proxy: setup ## requests per second and CPU per request by number of routes
+	@scripts/bench.sh proxy

@@ -1,0 +1,89 @@
+//! Digest: the same table, the same digest.
+
+use std::fmt;
+
+use crate::table::Entry;
+
+/// An order-independent hash of a table: the sum, modulo 2^256, of the BLAKE3 hashes of its entries.
+///
+/// It changes by one hash per changed route. It finds accidents and bugs, not forgers: whoever may choose very many
+/// routes could in theory find two tables with one sum.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Digest([u64; 4]);
+
+impl Digest {
+    pub(crate) fn add(&mut self, entry: &Entry) {
+        let mut carry = false;
+        for (limb, term) in self.0.iter_mut().zip(limbs(entry)) {
+            (*limb, carry) = carrying(limb.overflowing_add(term), carry, u64::overflowing_add);
+        }
+    }
+
+    pub(crate) fn remove(&mut self, entry: &Entry) {
+        let mut borrow = false;
+        for (limb, term) in self.0.iter_mut().zip(limbs(entry)) {
+            (*limb, borrow) = carrying(limb.overflowing_sub(term), borrow, u64::overflowing_sub);
+        }
+    }
+
+    /// 32 bytes, least significant first.
+    pub fn to_bytes(self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        for (chunk, limb) in bytes.chunks_exact_mut(8).zip(self.0) {
+            chunk.copy_from_slice(&limb.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// The inverse of [`to_bytes`](Self::to_bytes); `None` unless there are exactly 32.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; 32] = bytes.try_into().ok()?;
+        let mut limbs = [0; 4];
+        for (limb, chunk) in limbs.iter_mut().zip(bytes.chunks_exact(8)) {
+            *limb = u64::from_le_bytes(chunk.try_into().ok()?);
+        }
+        Some(Digest(limbs))
+    }
+}
+
+fn carrying((value, first): (u64, bool), carry: bool, step: fn(u64, u64) -> (u64, bool)) -> (u64, bool) {
+    let (value, second) = step(value, u64::from(carry));
+    (value, first || second)
+}
+
+fn limbs(entry: &Entry) -> [u64; 4] {
+    let mut hasher = blake3::Hasher::new();
+    let route = &entry.route;
+    for field in [
+        route.spec.as_str(),
+        route.target.as_str(),
+        route.data.as_str(),
+        route.namespace.as_str(),
+    ] {
+        hasher.update(&(field.len() as u64).to_le_bytes());
+        hasher.update(field.as_bytes());
+    }
+    hasher.update(&entry.modified.0.to_le_bytes());
+    let hash = hasher.finalize();
+    let mut limbs = [0; 4];
+    for (limb, chunk) in limbs.iter_mut().zip(hash.as_bytes().chunks_exact(8)) {
+        *limb = chunk
+            .iter()
+            .rev()
+            .fold(0, |value, byte| (value << 8) | u64::from(*byte));
+    }
+    limbs
+}
+
+/// 64 hexadecimal digits.
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.to_bytes().iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}

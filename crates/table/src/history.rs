@@ -1,0 +1,109 @@
+//! History: what changed since a revision, each route once.
+//!
+//! An index of the live routes by the revision that wrote them, and the newest deletions. Catching up costs the routes
+//! that changed, not the changes, and any revision above the horizon will do.
+
+use std::sync::Arc;
+
+use imbl::{HashMap, OrdMap};
+
+use crate::delta::Delta;
+use crate::revision::Revision;
+use crate::route::{RouteKey, RouteSpec};
+use crate::table::{Entry, Table};
+
+/// The most deletions remembered; a subscriber from before the oldest gets a snapshot.
+pub const TOMBSTONES_MAX: usize = 65_536;
+
+/// Which routes each revision left behind.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    puts: OrdMap<(Revision, RouteKey), Arc<Entry>>,
+    deletes: OrdMap<(Revision, RouteKey), RouteSpec>,
+    deleted_at: HashMap<RouteKey, Revision>,
+    horizon: Revision,
+}
+
+impl History {
+    /// The history of a table that came as a snapshot.
+    pub fn new(table: &Table, tombstones: impl IntoIterator<Item = (RouteSpec, Revision)>, horizon: Revision) -> Self {
+        let mut history = History {
+            horizon,
+            ..History::default()
+        };
+        for entry in table.iter() {
+            history
+                .puts
+                .insert((entry.modified, entry.route.spec.key().clone()), entry.clone());
+        }
+        for (spec, revision) in tombstones {
+            history.bury(spec, revision);
+        }
+        history
+    }
+
+    /// Notes what a batch changed; `before` is the table that it was applied to.
+    pub fn record(&mut self, before: &Table, delta: &Delta) {
+        for spec in &delta.deletes {
+            self.forget(before, spec.key());
+            self.bury(spec.clone(), delta.to);
+        }
+        for entry in &delta.puts {
+            let key = entry.route.spec.key();
+            self.forget(before, key);
+            self.puts.insert((entry.modified, key.clone()), entry.clone());
+        }
+        while self.deletes.len() > TOMBSTONES_MAX {
+            let Some(((revision, key), _)) = self.deletes.get_min().cloned() else {
+                return;
+            };
+            self.deletes.remove(&(revision, key.clone()));
+            self.deleted_at.remove(&key);
+            self.horizon = revision;
+        }
+    }
+
+    /// What leads from `from` to the present of `table`; `None` if that is no longer known.
+    pub fn since(&self, from: Revision, table: &Table) -> Option<Delta> {
+        if from < self.horizon || from > table.revision() {
+            return None;
+        }
+        let puts = self.puts.iter().rev().take_while(|((revision, _), _)| *revision > from);
+        let deletes = self
+            .deletes
+            .iter()
+            .rev()
+            .take_while(|((revision, _), _)| *revision > from);
+        Some(Delta {
+            from,
+            to: table.revision(),
+            puts: puts.map(|(_, entry)| entry.clone()).collect(),
+            deletes: deletes.map(|(_, spec)| spec.clone()).collect(),
+        })
+    }
+
+    /// Deletions at or below this revision are forgotten.
+    pub fn horizon(&self) -> Revision {
+        self.horizon
+    }
+
+    /// The deletions remembered, oldest first.
+    pub fn tombstones(&self) -> impl Iterator<Item = (&RouteSpec, Revision)> {
+        self.deletes.iter().map(|((revision, _), spec)| (spec, *revision))
+    }
+
+    fn bury(&mut self, spec: RouteSpec, revision: Revision) {
+        let key = spec.key().clone();
+        self.deleted_at.insert(key.clone(), revision);
+        self.deletes.insert((revision, key), spec);
+    }
+
+    fn forget(&mut self, before: &Table, key: &RouteKey) {
+        if let Some(entry) = before.get(key) {
+            self.puts.remove(&(entry.modified, key.clone()));
+        }
+        if let Some(revision) = self.deleted_at.remove(key) {
+            self.deletes.remove(&(revision, key.clone()));
+        }
+    }
+}

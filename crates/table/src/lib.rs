@@ -1,0 +1,21 @@
+//! What a route table is: pure, no I/O, no clock, no async, no protobuf.
+
+pub mod batch;
+pub mod delta;
+pub mod digest;
+pub mod history;
+pub mod path;
+pub mod revision;
+pub mod route;
+pub mod sessions;
+pub mod state;
+pub mod table;
+
+pub use batch::{Batch, BatchError, Change, Precondition};
+pub use delta::Delta;
+pub use digest::Digest;
+pub use path::{Host, PathError, RequestPath};
+pub use revision::{Epoch, Revision};
+pub use route::{Data, FieldError, Namespace, Route, RouteKey, RouteSpec, Scheme, Target};
+pub use state::{Command, Outcome, Rejection, State, Written};
+pub use table::{DeltaError, Entry, Table};

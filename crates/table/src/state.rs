@@ -1,0 +1,169 @@
+//! State: all that the log decides, and the one function that changes it.
+
+use crate::batch::Batch;
+use crate::delta::Delta;
+use crate::history::History;
+use crate::revision::Revision;
+use crate::route::Namespace;
+use crate::sessions::{Admission, Session, SessionId, Sessions};
+use crate::table::Table;
+
+/// A write that was applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The revision that carries it; the table's present one if it changed nothing.
+    pub revision: Revision,
+    /// False if it changed nothing.
+    pub changed: bool,
+}
+
+/// Why a batch was not applied. Nothing changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// Read the route again, then decide again.
+    #[error("routespec {routespec:?}: expected mod_revision {expected}, found {found}")]
+    RouteRevision {
+        /// Which route.
+        routespec: String,
+        /// What the batch asked for; 0 is "absent".
+        expected: Revision,
+        /// What the table has.
+        found: Revision,
+    },
+    /// List again, then decide again.
+    #[error("expected table revision {expected}, found {found}")]
+    TableRevision {
+        /// What the batch asked for.
+        expected: Revision,
+        /// What the table has.
+        found: Revision,
+    },
+    /// Another hub's route.
+    #[error("routespec {routespec:?}: belongs to namespace {owner}")]
+    Namespace {
+        /// Which route.
+        routespec: String,
+        /// Whose it is.
+        owner: Namespace,
+    },
+    /// Open a new session, and read back before writing again.
+    #[error("the session is not known: it never wrote, or was forgotten as the least recently used")]
+    SessionExpired,
+    /// A late duplicate, or a writer's mistake.
+    #[error("sequence {found}: the session is at {last} already")]
+    Sequence {
+        /// The session's last.
+        last: u64,
+        /// The write's.
+        found: u64,
+    },
+    /// As a session kept it, in words, over a snapshot.
+    #[error("{message}")]
+    Remembered {
+        /// The reason word of the proto.
+        reason: String,
+        /// The message.
+        message: String,
+    },
+}
+
+/// One log entry's content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// What to change.
+    pub batch: Batch,
+    /// Who asks, and the how-manieth time; `None` for a writer that does not mind a second application.
+    pub session: Option<(SessionId, u64)>,
+}
+
+/// What applying a command did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The writer's answer.
+    pub result: Result<Written, Rejection>,
+    /// What changed; `None` if nothing.
+    pub delta: Option<Delta>,
+}
+
+/// The table, its history and the writers' sessions. A clone shares everything and costs nothing.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// All routes.
+    pub table: Table,
+    /// What changed when.
+    pub history: History,
+    /// Who wrote last.
+    pub sessions: Sessions,
+}
+
+impl State {
+    /// Applies the command of the log entry at `index`. Pure and total: no clock, no random, no I/O, no order of a hash map.
+    pub fn apply(&mut self, index: u64, command: &Command) -> Outcome {
+        if let Some((id, sequence)) = &command.session {
+            match self.sessions.admit(id, *sequence) {
+                Admission::New => {}
+                Admission::Replay(result) => return Outcome { result, delta: None },
+                Admission::Refuse(rejection) => {
+                    return Outcome {
+                        result: Err(rejection),
+                        delta: None,
+                    };
+                }
+            }
+        }
+        let before = self.table.clone();
+        let outcome = match self.table.apply(&command.batch) {
+            Err(rejection) => Outcome {
+                result: Err(rejection),
+                delta: None,
+            },
+            Ok(delta) if delta.is_empty() => Outcome {
+                result: Ok(Written {
+                    revision: delta.to,
+                    changed: false,
+                }),
+                delta: None,
+            },
+            Ok(delta) => {
+                self.history.record(&before, &delta);
+                Outcome {
+                    result: Ok(Written {
+                        revision: delta.to,
+                        changed: true,
+                    }),
+                    delta: Some(delta),
+                }
+            }
+        };
+        if let Some((id, sequence)) = command.session {
+            let session = Session {
+                sequence,
+                last_used_index: index,
+                outcome: outcome.result.clone(),
+            };
+            self.sessions.record(id, session);
+        }
+        outcome
+    }
+
+    /// The answer to a command that needs no log entry, because it would change nothing and its writer is known.
+    pub fn answer_without_log(&self, command: &Command) -> Option<Result<Written, Rejection>> {
+        if let Some((id, sequence)) = &command.session {
+            match self.sessions.admit(id, *sequence) {
+                // The first write of a session takes an entry even if it changes nothing: it makes the session known.
+                Admission::New if !self.sessions.contains(id) => return None,
+                Admission::New => {}
+                Admission::Replay(result) => return Some(result),
+                Admission::Refuse(rejection) => return Some(Err(rejection)),
+            }
+        }
+        let unchanged = Written {
+            revision: self.table.revision(),
+            changed: false,
+        };
+        self.table.is_noop(&command.batch).then_some(Ok(unchanged))
+    }
+}
+
+#[cfg(test)]
+mod tests;

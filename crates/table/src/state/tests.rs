@@ -1,0 +1,139 @@
+//! Sessions and history as the log drives them.
+
+use super::*;
+use crate::batch::Change;
+use crate::route::{Route, RouteSpec};
+
+fn put(spec: &str, port: u16) -> Batch {
+    Batch::put(Route::parse(spec, &format!("http://10.0.0.1:{port}"), "", "").unwrap())
+}
+
+fn delete(spec: &str) -> Batch {
+    Batch::delete(Namespace::default(), RouteSpec::parse(spec).unwrap())
+}
+
+#[test]
+fn a_late_duplicate_does_not_bring_a_deleted_route_back() {
+    let mut state = State::default();
+    let add = Command {
+        batch: put("/user/a/", 1),
+        session: Some(([1; 16], 1)),
+    };
+    let first = state.apply(1, &add);
+    state.apply(
+        2,
+        &Command {
+            batch: delete("/user/a/"),
+            session: Some(([2; 16], 1)),
+        },
+    );
+    let again = state.apply(3, &add);
+    assert_eq!(again.result, first.result);
+    assert_eq!(again.delta, None);
+    assert!(state.table.is_empty());
+    state.apply(
+        4,
+        &Command {
+            batch: put("/user/b/", 1),
+            session: Some(([1; 16], 2)),
+        },
+    );
+    let late = state.apply(5, &add);
+    assert_eq!(late.result, Err(Rejection::Sequence { last: 2, found: 1 }));
+}
+
+#[test]
+fn a_write_that_changes_nothing_needs_no_log_entry_once_its_session_is_known() {
+    let mut state = State::default();
+    let session = |sequence| Some(([1; 16], sequence));
+    let first = Command {
+        batch: put("/a/", 1),
+        session: session(1),
+    };
+    assert_eq!(state.answer_without_log(&first), None);
+    state.apply(1, &first);
+    let again = Command {
+        batch: put("/a/", 1),
+        session: session(2),
+    };
+    assert_eq!(
+        state.answer_without_log(&again),
+        Some(Ok(Written {
+            revision: Revision(1),
+            changed: false
+        }))
+    );
+    assert_eq!(
+        state.answer_without_log(&Command {
+            batch: put("/a/", 2),
+            session: session(2)
+        }),
+        None
+    );
+    assert_eq!(
+        state.answer_without_log(&first),
+        Some(Ok(Written {
+            revision: Revision(1),
+            changed: true
+        }))
+    );
+    let stranger = Command {
+        batch: put("/a/", 1),
+        session: Some(([9; 16], 1)),
+    };
+    assert_eq!(state.answer_without_log(&stranger), None);
+    assert_eq!(
+        state.answer_without_log(&Command {
+            batch: delete("/none/"),
+            session: None
+        }),
+        Some(Ok(Written {
+            revision: Revision(1),
+            changed: false
+        }))
+    );
+}
+
+#[test]
+fn deletions_beyond_the_bound_move_the_horizon() {
+    let mut state = State::default();
+    let specs: Vec<String> = (0..=crate::history::TOMBSTONES_MAX).map(|n| format!("/{n}/")).collect();
+    let batch = |change: fn(&str) -> Change| {
+        Batch::new(
+            Namespace::default(),
+            specs.iter().map(|spec| change(spec)).collect(),
+            vec![],
+        )
+        .unwrap()
+    };
+    state.apply(
+        1,
+        &Command {
+            batch: batch(|spec| Change::Put(Route::parse(spec, "http://h:1", "", "").unwrap())),
+            session: None,
+        },
+    );
+    state.apply(
+        2,
+        &Command {
+            batch: put("/last/", 1),
+            session: None,
+        },
+    );
+    assert!(state.history.since(Revision(1), &state.table).is_some());
+    state.apply(
+        3,
+        &Command {
+            batch: batch(|spec| Change::Delete(RouteSpec::parse(spec).unwrap())),
+            session: None,
+        },
+    );
+    assert_eq!(state.history.horizon(), Revision(3));
+    assert_eq!(state.history.since(Revision(2), &state.table), None);
+    assert_eq!(
+        state.history.since(Revision(4), &state.table),
+        None,
+        "nobody is ahead of the table"
+    );
+    assert!(state.history.since(Revision(3), &state.table).is_some());
+}

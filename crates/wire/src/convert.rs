@@ -1,0 +1,299 @@
+//! TryFrom on the way in, From on the way out.
+
+use std::sync::Arc;
+
+use holdfast_table::{
+    Batch, BatchError, Change, Command, Delta, Entry, FieldError, Namespace, Precondition, Revision, Route, RouteSpec,
+};
+
+use crate::proto;
+
+/// What a message must not be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConvertError {
+    /// A field or the batch as a whole.
+    #[error(transparent)]
+    Batch(#[from] BatchError),
+    /// A `oneof` or a message that has to be there.
+    #[error("{0}: is missing")]
+    Missing(&'static str),
+}
+
+impl From<FieldError> for ConvertError {
+    fn from(error: FieldError) -> Self {
+        ConvertError::Batch(BatchError::Field(error))
+    }
+}
+
+impl TryFrom<&proto::Route> for Route {
+    type Error = FieldError;
+
+    fn try_from(route: &proto::Route) -> Result<Self, FieldError> {
+        Route::parse(&route.routespec, &route.target, &route.data, &route.namespace)
+    }
+}
+
+impl TryFrom<&proto::Route> for Entry {
+    type Error = FieldError;
+
+    fn try_from(route: &proto::Route) -> Result<Self, FieldError> {
+        Ok(Entry {
+            route: route.try_into()?,
+            modified: Revision(route.mod_revision),
+        })
+    }
+}
+
+impl From<&Route> for proto::Route {
+    fn from(route: &Route) -> Self {
+        proto::Route {
+            routespec: route.spec.as_str().to_owned(),
+            target: route.target.as_str().to_owned(),
+            data: route.data.as_str().to_owned(),
+            namespace: route.namespace.as_str().to_owned(),
+            mod_revision: 0,
+        }
+    }
+}
+
+impl From<&Entry> for proto::Route {
+    fn from(entry: &Entry) -> Self {
+        proto::Route {
+            mod_revision: entry.modified.0,
+            ..(&entry.route).into()
+        }
+    }
+}
+
+impl From<&Delta> for proto::Delta {
+    fn from(delta: &Delta) -> Self {
+        proto::Delta {
+            from_revision: delta.from.0,
+            to_revision: delta.to.0,
+            puts: delta.puts.iter().map(|entry| entry.as_ref().into()).collect(),
+            deletes: delta.deletes.iter().map(|spec| spec.as_str().to_owned()).collect(),
+        }
+    }
+}
+
+impl TryFrom<&proto::Delta> for Delta {
+    type Error = FieldError;
+
+    fn try_from(delta: &proto::Delta) -> Result<Self, FieldError> {
+        Ok(Delta {
+            from: Revision(delta.from_revision),
+            to: Revision(delta.to_revision),
+            puts: delta
+                .puts
+                .iter()
+                .map(|put| Entry::try_from(put).map(Arc::new))
+                .collect::<Result<_, _>>()?,
+            deletes: delta
+                .deletes
+                .iter()
+                .map(|spec| RouteSpec::parse(spec))
+                .collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+/// A put takes its namespace from the batch where it names none itself.
+impl TryFrom<&proto::WriteRequest> for Command {
+    type Error = ConvertError;
+
+    fn try_from(request: &proto::WriteRequest) -> Result<Self, ConvertError> {
+        // Counted before anything is parsed, so that an oversized batch costs nothing.
+        if request.changes.len() > holdfast_table::batch::CHANGES_MAX {
+            return Err(BatchError::TooManyChanges(request.changes.len()).into());
+        }
+        let namespace = Namespace::parse(&request.namespace)?;
+        let changes = request
+            .changes
+            .iter()
+            .map(|change| change_in(change, &namespace))
+            .collect::<Result<_, _>>()?;
+        let preconditions = request
+            .preconditions
+            .iter()
+            .map(precondition_in)
+            .collect::<Result<_, _>>()?;
+        let session = match request.session.len() {
+            0 => None,
+            16 => Some((
+                <[u8; 16]>::try_from(&request.session[..]).unwrap_or_default(),
+                request.sequence,
+            )),
+            other => {
+                let problem = "must be 16 bytes, or empty";
+                return Err(FieldError::new("session", &format!("{other} bytes"), problem).into());
+            }
+        };
+        if session.is_some_and(|(_, sequence)| sequence == 0) {
+            return Err(FieldError::new("sequence", "0", "must be 1 or more in a session").into());
+        }
+        Ok(Command {
+            batch: Batch::new(namespace, changes, preconditions)?,
+            session,
+        })
+    }
+}
+
+fn change_in(change: &proto::Change, namespace: &Namespace) -> Result<Change, ConvertError> {
+    match change.change.as_ref().ok_or(ConvertError::Missing("changes.change"))? {
+        proto::change::Change::Put(put) => {
+            let mut route = Route::try_from(put)?;
+            if put.namespace.is_empty() {
+                route.namespace = namespace.clone();
+            }
+            Ok(Change::Put(route))
+        }
+        proto::change::Change::Delete(spec) => Ok(Change::Delete(RouteSpec::parse(spec)?)),
+    }
+}
+
+fn precondition_in(precondition: &proto::Precondition) -> Result<Precondition, ConvertError> {
+    use proto::precondition::Precondition as In;
+    match precondition
+        .precondition
+        .as_ref()
+        .ok_or(ConvertError::Missing("preconditions.precondition"))?
+    {
+        In::TableRevision(revision) => Ok(Precondition::TableRevision(Revision(*revision))),
+        In::RouteRevision(route) => Ok(Precondition::RouteRevision(
+            RouteSpec::parse(&route.routespec)?,
+            Revision(route.mod_revision),
+        )),
+    }
+}
+
+impl From<&Command> for proto::WriteRequest {
+    fn from(command: &Command) -> Self {
+        let batch = &command.batch;
+        let (session, sequence) = match command.session {
+            Some((id, sequence)) => (id.to_vec().into(), sequence),
+            None => Default::default(),
+        };
+        proto::WriteRequest {
+            changes: batch.changes().iter().map(change_out).collect(),
+            preconditions: batch.preconditions().iter().map(precondition_out).collect(),
+            namespace: batch.namespace().as_str().to_owned(),
+            session,
+            sequence,
+            wait_for_proxies_ms: 0,
+        }
+    }
+}
+
+fn change_out(change: &Change) -> proto::Change {
+    let change = match change {
+        Change::Put(route) => proto::change::Change::Put(route.into()),
+        Change::Delete(spec) => proto::change::Change::Delete(spec.as_str().to_owned()),
+    };
+    proto::Change { change: Some(change) }
+}
+
+fn precondition_out(precondition: &Precondition) -> proto::Precondition {
+    use proto::precondition::Precondition as Out;
+    let precondition = match precondition {
+        Precondition::TableRevision(revision) => Out::TableRevision(revision.0),
+        Precondition::RouteRevision(spec, revision) => Out::RouteRevision(proto::RouteRevision {
+            routespec: spec.as_str().to_owned(),
+            mod_revision: revision.0,
+        }),
+    };
+    proto::Precondition {
+        precondition: Some(precondition),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(spec: &str, namespace: &str) -> proto::Change {
+        let route = proto::Route {
+            routespec: spec.into(),
+            target: "http://10.0.0.1:8888".into(),
+            namespace: namespace.into(),
+            ..Default::default()
+        };
+        proto::Change {
+            change: Some(proto::change::Change::Put(route)),
+        }
+    }
+
+    #[test]
+    fn a_command_survives_the_wire() {
+        let spec = RouteSpec::parse("/b/").unwrap();
+        let changes = vec![
+            Change::Put(Route::parse("/user/zo%C3%AB/", "http://[::1]:1/", r#"{"a": 1}"#, "hub-2").unwrap()),
+            Change::Delete(spec.clone()),
+        ];
+        let preconditions = vec![
+            Precondition::TableRevision(Revision(7)),
+            Precondition::RouteRevision(spec, Revision(3)),
+        ];
+        let batch = Batch::new(Namespace::parse("hub-2").unwrap(), changes, preconditions).unwrap();
+        let command = Command {
+            batch,
+            session: Some(([9; 16], 4)),
+        };
+        assert_eq!(
+            Command::try_from(&proto::WriteRequest::from(&command)).unwrap(),
+            command
+        );
+    }
+
+    #[test]
+    fn a_bad_request_names_field_and_value() {
+        let refused = |request: proto::WriteRequest| Command::try_from(&request).unwrap_err().to_string();
+        let base = proto::WriteRequest {
+            changes: vec![put("/a/", "")],
+            ..Default::default()
+        };
+        assert!(
+            refused(proto::WriteRequest {
+                changes: vec![put("/a", "")],
+                ..base.clone()
+            })
+            .contains("routespec \"/a\"")
+        );
+        assert!(
+            refused(proto::WriteRequest {
+                namespace: "a b".into(),
+                ..base.clone()
+            })
+            .contains("namespace \"a b\"")
+        );
+        assert!(
+            refused(proto::WriteRequest {
+                changes: vec![put("/a/", "x")],
+                ..base.clone()
+            })
+            .contains("\"x\"")
+        );
+        assert!(
+            refused(proto::WriteRequest {
+                session: vec![1].into(),
+                ..base.clone()
+            })
+            .contains("session")
+        );
+        assert!(
+            refused(proto::WriteRequest {
+                session: vec![1; 16].into(),
+                ..base.clone()
+            })
+            .contains("sequence")
+        );
+        assert!(
+            refused(proto::WriteRequest {
+                changes: vec![Default::default()],
+                ..base.clone()
+            })
+            .contains("missing")
+        );
+        let many = vec![Default::default(); holdfast_table::batch::CHANGES_MAX + 1];
+        assert!(refused(proto::WriteRequest { changes: many, ..base }).contains("100001"));
+    }
+}

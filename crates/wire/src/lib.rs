@@ -1,0 +1,13 @@
+//! Bytes to table types and back: the only crate that sees generated code.
+
+pub mod convert;
+pub mod errors;
+
+/// The messages and services of `proto/`, as generated.
+#[allow(missing_docs, clippy::all, rustdoc::all)]
+pub mod proto {
+    tonic::include_proto!("holdfast.v1");
+}
+
+/// The descriptors of every service, encoded, for gRPC reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -1,0 +1,18 @@
+"""JupyterHub's routes in a Holdfast cluster.
+
+- proxy.py      HoldfastProxy: what JupyterHub asks of a proxy, asked of a cluster
+- process.py    the `holdfast up` that the hub starts, finds again, and stops
+- client.py     RouteClient: writes, gets and lists that outlast an election
+- endpoints.py  the replicas, and who seems to lead
+- backoff.py    how long to wait before the next try
+- errors.py     how a call can fail, and what the caller does next
+- _proto/       generated from `proto/`
+"""
+
+from .client import RouteClient
+from .errors import HoldfastError, Rejected, Unavailable
+from .proxy import HoldfastProxy
+
+__version__ = "0.1.0"
+
+__all__ = ["HoldfastError", "HoldfastProxy", "Rejected", "RouteClient", "Unavailable"]

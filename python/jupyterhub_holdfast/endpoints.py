@@ -1,0 +1,89 @@
+"""The replicas, and who seems to lead."""
+
+import time
+from urllib.parse import urlsplit
+
+# How long a leader's address that did not answer is not believed again. It is an address as the replicas know it, and
+# the hub may sit on another network.
+DISBELIEF_SECONDS = 60.0
+
+
+def parse_endpoint(text):
+    """`host:port` from `host:port` or `http://host:port`.
+
+    Raises ValueError, naming the text, for anything else.
+    """
+    address = text.strip()
+    scheme, separator, rest = address.partition("://")
+    if separator:
+        if scheme == "https":
+            raise ValueError(
+                f"endpoint {text!r}: TLS between hub and replicas is not available yet, use http or host:port"
+            )
+        if scheme != "http":
+            raise ValueError(f"endpoint {text!r}: expected host:port or http://host:port")
+        address = rest.rstrip("/")
+    try:
+        url = urlsplit(f"//{address}")
+        host, port = url.hostname, url.port
+    except ValueError as e:
+        raise ValueError(f"endpoint {text!r}: {e}") from None
+    if not host or not port or url.netloc != address or url.username is not None:
+        raise ValueError(f"endpoint {text!r}: expected host:port or http://host:port")
+    return address
+
+
+def parse_endpoints(text):
+    """The endpoints in a comma-separated text; at least one."""
+    endpoints = [parse_endpoint(part) for part in text.split(",") if part.strip()]
+    if not endpoints:
+        raise ValueError(f"no endpoint in {text!r}")
+    return endpoints
+
+
+class Endpoints:
+    """Which replica to ask next. Every replica takes every call; asking the leader saves one forwarding."""
+
+    def __init__(self, addresses):
+        self._addresses = list(addresses)
+        self._favourite = None
+        self._disbelieved = {}
+
+    @property
+    def addresses(self):
+        return list(self._addresses)
+
+    def replace(self, addresses):
+        """Another list of replicas, and nothing known about them."""
+        self.__init__(addresses)
+
+    def next(self, tried):
+        """The best endpoint that is not in `tried`, or None."""
+        candidates = [self._favourite, *self._addresses] if self._favourite else self._addresses
+        return next((address for address in candidates if address not in tried), None)
+
+    def answered(self, address):
+        """`address` gave a good answer: without a better hint it is asked first from now on."""
+        if self._favourite is None:
+            self._favourite = address
+
+    def failed(self, address):
+        """`address` gave none: others are asked first."""
+        if address == self._favourite:
+            self._favourite = None
+        if address in self._addresses:
+            self._addresses.remove(address)
+            self._addresses.append(address)
+        else:
+            self._disbelieved = {address: time.monotonic()}
+
+    def heard_of_leader(self, address):
+        """A replica says that `address` leads."""
+        since = self._disbelieved.get(address)
+        if since is not None and time.monotonic() - since < DISBELIEF_SECONDS:
+            return
+        try:
+            self._favourite = parse_endpoint(address)
+        except ValueError:
+            # A hint is a help, not a part of the answer.
+            return

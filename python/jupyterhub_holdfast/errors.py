@@ -1,0 +1,95 @@
+"""How a call can fail, and what the caller does next."""
+
+import asyncio
+from dataclasses import dataclass
+
+import grpc
+
+# The session is of no more use; the same write goes out again under a new one. Puts and deletes of one route say what
+# shall be, not what shall change, so a second application does no harm.
+SESSION_LOST = frozenset({"session-expired", "sequence"})
+
+# What a dying connection, a starting replica or an election looks like from here. UNKNOWN and INTERNAL are among them
+# because that is what gRPC makes of a connection that breaks in the middle of an answer.
+_TRANSIENT = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.INTERNAL,
+    }
+)
+
+
+class HoldfastError(Exception):
+    """A call to the cluster failed."""
+
+
+class Rejected(HoldfastError):
+    """The cluster understood the call and refused it. Nothing changed; the same call will be refused again.
+
+    `reason` is the word from `proto/routes.proto` ("invalid", "namespace", ...), or the gRPC status in its absence.
+    """
+
+    def __init__(self, what, failure):
+        super().__init__(f"{what}: {failure}")
+        self.reason = failure.reason or failure.code.name.lower()
+
+
+class Unavailable(HoldfastError, TimeoutError):
+    """No replica gave an answer in time. A write may have been applied, or may yet be; writing it again is safe."""
+
+    def __init__(self, what, seconds, failures):
+        answers = "; ".join(f"{address}: {failure}" for address, failure in failures.items()) or "no endpoint was tried"
+        super().__init__(f"{what}: no answer from the cluster within {seconds:g} s ({answers})")
+
+
+class BrokenAnswer(Exception):
+    """An answer that contradicts itself, such as a list that ended before its end."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One failed attempt at one endpoint."""
+
+    code: grpc.StatusCode
+    message: str
+    reason: str | None = None
+    leader: str | None = None
+
+    # What an attempt may raise that `of` understands.
+    EXCEPTIONS = (grpc.aio.AioRpcError, asyncio.TimeoutError, BrokenAnswer)
+
+    @classmethod
+    def of(cls, error):
+        if isinstance(error, grpc.aio.AioRpcError):
+            trailers = trailers_of(error.trailing_metadata())
+            return cls(
+                error.code(), error.details() or "", trailers.get("holdfast-reason"), trailers.get("holdfast-leader")
+            )
+        if isinstance(error, BrokenAnswer):
+            return cls(grpc.StatusCode.UNAVAILABLE, str(error))
+        return cls(grpc.StatusCode.DEADLINE_EXCEEDED, "no answer within the attempt's time")
+
+    @property
+    def transient(self):
+        return self.code in _TRANSIENT
+
+    @property
+    def session_lost(self):
+        return self.reason in SESSION_LOST
+
+    @property
+    def overloaded(self):
+        return self.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    def __str__(self):
+        return f"{self.message or 'no message'} [{self.reason or self.code.name.lower()}]"
+
+
+def trailers_of(metadata):
+    """The text trailers of a call as a dict."""
+    return {key: value for key, value in metadata or () if isinstance(value, str)}

@@ -1,0 +1,160 @@
+"""The `holdfast up` that the hub starts, finds again, and stops."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+# Written by `holdfast up` into its data directory: its own pid and its children's.
+UP_FILE = "up.json"
+# Written by the hub beside it: what it started, and with which settings.
+HUB_FILE = "jupyterhub.json"
+
+POLL_SECONDS = 0.05
+
+
+class InUse(RuntimeError):
+    """The data directory belongs to a running `holdfast up` that no hub started."""
+
+
+class UpProcess:
+    """One `holdfast up` on this machine.
+
+    It lives in a session of its own: a Ctrl-C at the hub's terminal is for the hub, and a hub that is killed leaves its
+    users' connections alone. The next hub finds it by the data directory and goes on with it.
+    """
+
+    def __init__(self, command, data_dir, log):
+        self._command = [*command, "up", "--data-dir", str(data_dir)]
+        self._data_dir = Path(data_dir)
+        self._log = log
+        self._child = None
+        self._pid = None
+
+    @property
+    def pid(self):
+        """Of the running process, or of the last one; None before `start`."""
+        return self._pid
+
+    async def start(self, arguments, grace):
+        """Goes on with a process that an earlier hub left running with the same `arguments`, or starts one.
+
+        A left-over process with other arguments is stopped first, with `grace` seconds to end by itself; so are the
+        children of one that died without them, which would keep the directory locked.
+
+        Raises `InUse` if the directory belongs to a process that no hub started, FileNotFoundError if there is no such
+        command.
+        """
+        command = [*self._command, *arguments]
+        self._data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        running = _read_json(self._data_dir / UP_FILE)
+        ours = _read_json(self._data_dir / HUB_FILE)
+
+        # Our own note comes first: a process that has just been started has not written its own yet.
+        pid = next((pid for pid in (ours.get("pid"), running.get("pid")) if self._belongs_here(pid)), None)
+        if pid is not None:
+            if ours.get("pid") != pid:
+                raise InUse(
+                    f"{self._data_dir} is in use by `holdfast up` with pid {pid}, which no hub started. Stop it, or "
+                    "set c.HoldfastProxy.should_start = False and c.HoldfastProxy.endpoints to its API addresses"
+                )
+            if ours.get("command") == command:
+                self._log.info("Holdfast is still running at pid %i, going on with it", pid)
+                self._child, self._pid = None, pid
+                return
+            self._log.warning("Holdfast is still running at pid %i with other settings, stopping it", pid)
+            await self._end([pid], grace)
+        children = running.get("children", {})
+        left_over = [child for child in children.values() if self._belongs_here(child)]
+        if left_over:
+            self._log.warning("Stopping processes that an earlier `holdfast up` left behind: %s", left_over)
+            await self._end(left_over, grace)
+
+        self._log.debug("Starting %s", command)
+        self._child = subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL)
+        self._pid = self._child.pid
+        (self._data_dir / HUB_FILE).write_text(json.dumps({"pid": self._pid, "command": command}) + "\n")
+
+    def ended(self):
+        """Why the process is not running, in words; None while it runs."""
+        if self._child is not None:
+            status = self._child.poll()
+            if status is None:
+                return None
+            return f"signal {-status}" if status < 0 else f"exit code {status}"
+        return None if self._pid is not None and self._belongs_here(self._pid) else "unknown exit code"
+
+    async def stop(self, grace):
+        """Ends the process with everything it started, by force after `grace` seconds. The data stays."""
+        if self.ended() is None:
+            await self._end([self._pid], grace)
+
+    async def _end(self, pids, grace):
+        deadline = time.monotonic() + grace
+        for pid in pids:
+            _signal(os.kill, pid, signal.SIGTERM)
+        while any(self._runs(pid) for pid in pids):
+            if time.monotonic() > deadline:
+                self._log.warning("Holdfast at pid %s did not end within %g s, killing it", pids, grace)
+                for pid in pids:
+                    # Its children would outlive it. They share its process group, unless somebody else started it.
+                    leads_group = _signal(os.getpgid, pid) == pid
+                    _signal(os.killpg if leads_group else os.kill, pid, signal.SIGKILL)
+                deadline = float("inf")
+            await asyncio.sleep(POLL_SECONDS)
+
+    def _runs(self, pid):
+        if self._child is not None and pid == self._child.pid:
+            return self._child.poll() is None
+        return self._belongs_here(pid)
+
+    def _belongs_here(self, pid):
+        """Whether `pid` runs and works on our data directory. Pids are used again, and this one may get signals."""
+        return isinstance(pid, int) and _is_alive(pid) and str(self._data_dir) in _command_line(pid)
+
+
+def _read_json(path):
+    """The JSON object in a file; an empty one if there is none, or none that is whole."""
+    try:
+        value = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _is_alive(pid):
+    try:
+        # In a container the hub may be process 1: then orphans are its children, and stay zombies until waited for.
+        if os.waitpid(pid, os.WNOHANG)[0] == pid:
+            return False
+    except ChildProcessError:
+        pass
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _command_line(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        pass
+    try:
+        return subprocess.run(["ps", "-ww", "-o", "args=", "-p", str(pid)], capture_output=True, text=True).stdout
+    except FileNotFoundError:
+        return ""
+
+
+def _signal(function, *arguments):
+    """Calls `function`, for which a process that is gone is no error."""
+    try:
+        return function(*arguments)
+    except ProcessLookupError:
+        return None

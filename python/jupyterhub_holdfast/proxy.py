@@ -1,0 +1,393 @@
+"""What JupyterHub asks of a proxy, asked of a cluster."""
+
+import asyncio
+import json
+import os
+import time
+from urllib.parse import urlsplit
+
+from jupyterhub.metrics import PROXY_POLL_DURATION_SECONDS
+from jupyterhub.proxy import Proxy
+from jupyterhub.traitlets import Command
+from tornado.httpclient import HTTPClientError
+from tornado.simple_httpclient import SimpleAsyncHTTPClient
+from traitlets import Float, Integer, List, TraitError, Unicode, default, validate
+
+from .client import RouteClient
+from .endpoints import parse_endpoint, parse_endpoints
+from .errors import Unavailable
+from .process import UpProcess
+
+DEFAULT_ENDPOINT = "127.0.0.1:7011"
+READY_POLL_SECONDS = 0.1
+
+
+class HoldfastProxy(Proxy):
+    """JupyterHub's routes in a Holdfast cluster: three replicas keep them, any number of proxies serve them.
+
+    By default the hub starts everything itself on its own machine::
+
+        c.JupyterHub.proxy_class = "holdfast"
+
+    With a cluster that runs elsewhere::
+
+        c.JupyterHub.proxy_class = "holdfast"
+        c.HoldfastProxy.should_start = False
+        c.HoldfastProxy.endpoints = ["replica-0:7011", "replica-1:7011", "replica-2:7011"]
+
+    Routes outlive hub, proxies and replicas; the hub removes those of servers that are gone when it starts.
+    """
+
+    endpoints = List(
+        Unicode(),
+        default_value=[DEFAULT_ENDPOINT],
+        config=True,
+        help="""
+        The replicas' API addresses, as `host:port`.
+
+        Name all of them: a call goes on at the next one when one does not answer. Only with `should_start = False`;
+        otherwise the hub starts the replicas and knows where they are.
+        """,
+    )
+
+    namespace = Unicode(
+        "default",
+        config=True,
+        help="""
+        Which routes of the cluster are this hub's.
+
+        Two hubs on one cluster need two namespaces. A hub sees, changes and removes routes of its own namespace only,
+        so routes that operators keep in another one are safe from it.
+        """,
+    )
+
+    api_url = Unicode(
+        config=True,
+        help="""
+        `endpoints` as one text, comma-separated. Setting it replaces `endpoints`.
+
+        `PATCH /hub/api/proxy` sets it, to move a running hub to another cluster.
+        """,
+    )
+
+    auth_token = Unicode(
+        config=True,
+        help="""
+        Sent to the replicas with every call, as a bearer token. Default: the environment's CONFIGPROXY_AUTH_TOKEN.
+
+        Replicas of this version do not ask for it: keep their API on a network of its own.
+        """,
+    )
+
+    timeout = Float(
+        30.0,
+        min=0.1,
+        config=True,
+        help="""
+        How long one call may be retried, in seconds, before it fails.
+
+        The hub stops a user's server whose route it cannot add. Less than 30 seconds may be less than a rolling
+        restart.
+        """,
+    )
+
+    wait_for_proxies = Float(
+        1.0,
+        min=0.0,
+        max=10.0,
+        config=True,
+        help="""
+        How long a change waits for the proxies to serve it, in seconds. 0: do not wait.
+
+        The hub sends the browser to a new server as soon as its route is added. The change itself never depends on the
+        wait: it is kept, and proxies that lag are named in the log.
+        """,
+    )
+
+    concurrency = Integer(
+        32,
+        min=1,
+        config=True,
+        help="How many calls may be under way at once. Others queue, and `timeout` does not run meanwhile.",
+    )
+
+    command = Command(
+        ["holdfast"],
+        config=True,
+        help="The command that starts Holdfast, without its subcommand. Only with `should_start`.",
+    )
+
+    data_dir = Unicode(
+        "holdfast-data",
+        config=True,
+        help="""
+        Where a Holdfast that the hub starts keeps the routes; relative to the directory that the hub starts in.
+
+        It is kept when the hub ends. Only with `should_start`.
+        """,
+    )
+
+    replicas = Integer(
+        1,
+        config=True,
+        help="""
+        How many replicas to start: 1, or 3 to go on when one process dies. Only with `should_start`.
+
+        Replicas on one machine do not help against the loss of that machine.
+        """,
+    )
+
+    proxies = Integer(
+        1,
+        min=1,
+        config=True,
+        help="How many proxies to start, on the public port and the ports after it. Only with `should_start`.",
+    )
+
+    base_port = Integer(
+        7011,
+        min=1,
+        max=65535,
+        config=True,
+        help="""
+        First port of the replicas: replica i uses base_port + 10 * i and the two ports after it. Only with
+        `should_start`.
+        """,
+    )
+
+    proxy_admin_base = Integer(
+        8100,
+        min=1,
+        max=65535,
+        config=True,
+        help="First port of the proxies' health, metrics and status, one port for each. Only with `should_start`.",
+    )
+
+    start_timeout = Float(
+        60.0,
+        min=1.0,
+        config=True,
+        help="How long Holdfast may take to answer after its start, in seconds. Only with `should_start`.",
+    )
+
+    stop_timeout = Float(
+        30.0,
+        min=0.0,
+        config=True,
+        help="How long Holdfast may take to end, in seconds, before it is killed. Only with `should_start`.",
+    )
+
+    check_running_interval = Float(
+        5.0,
+        min=0.1,
+        config=True,
+        help="How often to look whether Holdfast still runs, in seconds. Only with `should_start`.",
+    )
+
+    @default("auth_token")
+    def _auth_token_default(self):
+        return os.environ.get("CONFIGPROXY_AUTH_TOKEN", "")
+
+    @validate("endpoints")
+    def _validate_endpoints(self, proposal):
+        if not proposal.value:
+            raise TraitError("HoldfastProxy.endpoints: at least one host:port")
+        try:
+            return [parse_endpoint(text) for text in proposal.value]
+        except ValueError as e:
+            raise TraitError(f"HoldfastProxy.endpoints: {e}") from None
+
+    @validate("api_url")
+    def _validate_api_url(self, proposal):
+        try:
+            parse_endpoints(proposal.value)
+        except ValueError as e:
+            raise TraitError(f"HoldfastProxy.api_url: {e}") from None
+        return proposal.value
+
+    @validate("namespace")
+    def _validate_namespace(self, proposal):
+        if proposal.value in ("", "*"):
+            raise TraitError(f"HoldfastProxy.namespace: {proposal.value!r} names no namespace")
+        return proposal.value
+
+    @validate("replicas")
+    def _validate_replicas(self, proposal):
+        if proposal.value not in (1, 3):
+            raise TraitError(f"HoldfastProxy.replicas: 1 or 3, not {proposal.value}")
+        return proposal.value
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        if self.api_url:
+            self.endpoints = parse_endpoints(self.api_url)
+        self.client = RouteClient(
+            self.endpoints,
+            namespace=self.namespace,
+            timeout=self.timeout,
+            concurrency=self.concurrency,
+            auth_token=self.auth_token,
+            log=self.log,
+        )
+        self._process = None
+        self._watch = None
+        # Observed from here on: while traits are still being set, there is nothing to tell.
+        self.observe(lambda change: setattr(self, "endpoints", parse_endpoints(change.new)), "api_url")
+        self.observe(lambda change: self.client.endpoints.replace(change.new), "endpoints")
+        self.observe(lambda change: setattr(self.client, "auth_token", change.new), "auth_token")
+
+    async def add_route(self, routespec, target, data):
+        """Adds or replaces a route. Then live proxies serve it, or the log names those that do not yet."""
+        routespec = self.validate_routespec(routespec)
+        text = json.dumps(data or {}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        written = await self.client.put(routespec, target, text, self.wait_for_proxies)
+        self._report_lagging(f"Route {routespec} added", written)
+
+    async def delete_route(self, routespec):
+        """Removes a route. One that is not there is removed already."""
+        routespec = self.validate_routespec(routespec)
+        written = await self.client.delete(routespec, self.wait_for_proxies)
+        self._report_lagging(f"Route {routespec} deleted", written)
+
+    async def get_all_routes(self):
+        """This hub's routes as of now. Raises when the cluster cannot say; an empty answer means an empty table."""
+        start = time.perf_counter()
+        routes = {route.routespec: _as_hub_route(route) for route in await self.client.list()}
+        PROXY_POLL_DURATION_SECONDS.observe(time.perf_counter() - start)
+        return routes
+
+    async def get_route(self, routespec):
+        """One route as of now, or None. Raises when the cluster cannot say."""
+        route = await self.client.get(self.validate_routespec(routespec))
+        return None if route is None else _as_hub_route(route)
+
+    async def start(self):
+        """Starts Holdfast, or goes on with the one that an earlier hub left running.
+
+        Returns when the API and every public port answer. Raises when they do not within `start_timeout`, when the
+        process ends, or when a setting asks for something that this version cannot do.
+        """
+        self._refuse_unsupported()
+        address = urlsplit(self.public_url)
+        port = address.port or 80
+        arguments = ["--replicas", str(self.replicas), "--proxies", str(self.proxies), "--port", str(port)]
+        if address.hostname:
+            arguments += ["--ip", address.hostname]
+        arguments += ["--base-port", str(self.base_port), "--proxy-admin-base", str(self.proxy_admin_base)]
+        self.log.info("Starting Holdfast @ %s with its data in %s", self.public_url, os.path.abspath(self.data_dir))
+        self._process = UpProcess(self.command, os.path.abspath(self.data_dir), self.log)
+        self.endpoints = [f"127.0.0.1:{self.base_port + 10 * i}" for i in range(self.replicas)]
+        try:
+            await self._process.start(arguments, self.stop_timeout)
+            await self._wait_until_ready(address.hostname, port)
+        except FileNotFoundError:
+            self.log.error("There is no command %r: install Holdfast or set c.HoldfastProxy.command", self.command[0])
+            raise
+        except BaseException:
+            await self._process.stop(self.stop_timeout)
+            raise
+        self._watch = asyncio.ensure_future(self._keep_running(arguments, address.hostname, port))
+
+    async def stop(self):
+        """Stops what `start` started. The routes stay on disk."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.wait([self._watch])
+            self._watch = None
+        await self.client.close()
+        if self._process is not None:
+            self.log.info("Stopping Holdfast[%s]", self._process.pid)
+            await self._process.stop(self.stop_timeout)
+
+    def _refuse_unsupported(self):
+        """Serving plain HTTP where TLS was asked for would be worse than not starting."""
+        if self.ssl_key or self.ssl_cert:
+            raise RuntimeError(
+                "JupyterHub.ssl_key and ssl_cert: Holdfast's proxies do not terminate TLS yet. Remove these settings "
+                "and put a TLS terminator in front of the public port"
+            )
+        if getattr(self.app, "internal_ssl", False):
+            raise RuntimeError(
+                "JupyterHub.internal_ssl: Holdfast's proxies do not speak TLS to targets yet, turn it off"
+            )
+        if not self.public_url.startswith("http://"):
+            raise RuntimeError(
+                f"JupyterHub.bind_url: Holdfast's proxies listen on http://ip:port, not {self.public_url}"
+            )
+        if self.endpoints != [DEFAULT_ENDPOINT] and self._process is None:
+            raise RuntimeError(
+                f"HoldfastProxy.endpoints names a cluster, {self.endpoints}, and should_start asks for a new one. Set "
+                "c.HoldfastProxy.should_start = False to use the cluster, or remove endpoints to start one"
+            )
+
+    async def _wait_until_ready(self, ip, port):
+        deadline = time.monotonic() + self.start_timeout
+        while True:
+            problem = await self._why_not_ready(ip, port)
+            # Asked last: another program on our ports may have answered in place of a process that could not bind.
+            ended = self._process.ended()
+            if ended is not None:
+                raise RuntimeError(f"Holdfast ended during its start with {ended}; its own output says why")
+            if problem is None:
+                return
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"Holdfast is not ready after {self.start_timeout:g} s: {problem}")
+            await asyncio.sleep(READY_POLL_SECONDS)
+
+    async def _why_not_ready(self, ip, port):
+        try:
+            # Linearizable, so the answer proves a leader with a quorum behind it.
+            await self.client.get("/", timeout=1.0)
+        except Unavailable as e:
+            return str(e)
+        for number in range(port, port + self.proxies):
+            url = f"http://{_connect_address(ip)}:{number}/_chp_healthz"
+            try:
+                # Not the client that is configured for the hub: it may go through the environment's http_proxy.
+                client = SimpleAsyncHTTPClient()
+                response = await client.fetch(url, raise_error=False, connect_timeout=1, request_timeout=2)
+            except (OSError, HTTPClientError) as e:
+                return f"{url}: {e}"
+            if response.code != 200:
+                return f"{url}: {response.code} {response.reason}"
+        return None
+
+    async def _keep_running(self, arguments, ip, port):
+        """Starts Holdfast again whenever it has ended. It comes back with its routes."""
+        while True:
+            await asyncio.sleep(self.check_running_interval)
+            ended = self._process.ended()
+            if ended is None:
+                continue
+            self.log.error("Holdfast ended with %s, starting it again", ended)
+            try:
+                await self._process.start(arguments, self.stop_timeout)
+                await self._wait_until_ready(ip, port)
+                # The table is durable, its disk need not be.
+                await self.check_routes(self.app.users, self.app._service_map)
+            except Exception:
+                self.log.exception("Could not start Holdfast again, next try in %g s", self.check_running_interval)
+
+    def _report_lagging(self, what, written):
+        if written.proxies_synced < written.proxies_live:
+            self.log.warning(
+                "%s at revision %i; %i of %i proxies do not serve that yet: %s",
+                what,
+                written.revision,
+                written.proxies_live - written.proxies_synced,
+                written.proxies_live,
+                ", ".join(written.proxies_lagging),
+            )
+
+
+def _as_hub_route(route):
+    return {"routespec": route.routespec, "target": route.target, "data": json.loads(route.data or "{}")}
+
+
+def _connect_address(ip):
+    """Where to reach, from this machine, what listens on `ip`."""
+    if not ip or ip in ("*", "0.0.0.0"):
+        return "127.0.0.1"
+    if ip == "::":
+        return "[::1]"
+    return f"[{ip}]" if ":" in ip else ip

@@ -1,0 +1,90 @@
+"""The real binary: `holdfast up` as a process of the test's own."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+from ports import free_ports
+
+
+def find_holdfast():
+    """The binary under test: $HOLDFAST_BIN, else cargo's debug build, else the one on PATH."""
+    target_dirs = [os.environ.get("CARGO_TARGET_DIR"), Path.home() / ".cache" / "holdfast" / "target"]
+    candidates = [os.environ.get("HOLDFAST_BIN")]
+    candidates += [Path(target) / "debug" / "holdfast" for target in target_dirs if target]
+    candidates.append(shutil.which("holdfast"))
+    found = next((str(path) for path in candidates if path and Path(path).is_file()), None)
+    if found is None:
+        raise FileNotFoundError("no holdfast binary: build it (make build) or name it in HOLDFAST_BIN")
+    return found
+
+
+class HoldfastUp:
+    """One `holdfast up` with its replicas and proxies, on ports of its own.
+
+    The output goes to `<data_dir>.log`; a failed start quotes it.
+    """
+
+    def __init__(self, data_dir, replicas=3, proxies=2):
+        self.data_dir = Path(data_dir)
+        self.log_path = self.data_dir.with_suffix(".log")
+        first = free_ports(10 * replicas + 2 * proxies)
+        self.base_port = first
+        self.public_port = first + 10 * replicas
+        self.admin_port = self.public_port + proxies
+        self.replicas, self.proxies = replicas, proxies
+        self.process = None
+
+    @property
+    def endpoints(self):
+        return [f"127.0.0.1:{self.base_port + 10 * i}" for i in range(self.replicas)]
+
+    @property
+    def public_urls(self):
+        return [f"http://127.0.0.1:{self.public_port + j}" for j in range(self.proxies)]
+
+    def child_pid(self, name):
+        """Of a replica (`r0`) or proxy (`p0`), as of now: a restarted one has another."""
+        return json.loads((self.data_dir / "up.json").read_text())["children"][name]
+
+    def __enter__(self):
+        command = [find_holdfast(), "up", "--data-dir", self.data_dir, "--ip", "127.0.0.1", "--port", self.public_port]
+        command += ["--replicas", self.replicas, "--proxies", self.proxies]
+        command += ["--base-port", self.base_port, "--proxy-admin-base", self.admin_port]
+        with self.log_path.open("w") as log:
+            self.process = subprocess.Popen(
+                [str(part) for part in command], stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+            )
+        is_up = threading.Event()
+
+        def read():
+            with self.log_path.open("a") as log:
+                for line in self.process.stdout:
+                    log.write(line)
+                    log.flush()
+                    if line.startswith("holdfast is up: "):
+                        is_up.set()
+
+        self._reader = threading.Thread(target=read)
+        self._reader.start()
+        deadline = time.monotonic() + 60
+        while not is_up.wait(0.1):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.__exit__()
+                raise RuntimeError(f"holdfast did not come up:\n{self.log_path.read_text()}")
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        finally:
+            self._reader.join()

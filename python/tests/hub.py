@@ -1,0 +1,181 @@
+"""A real JupyterHub as a process: dummy authenticator, local servers, real `jupyterhub-singleuser`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from ports import free_ports
+
+API_TOKEN = "a-token-for-the-tests"
+
+CONFIG = """
+c.JupyterHub.proxy_class = "holdfast"
+c.JupyterHub.bind_url = "http://127.0.0.1:{public_port}"
+c.JupyterHub.hub_bind_url = "http://127.0.0.1:{hub_port}"
+c.JupyterHub.authenticator_class = "dummy"
+c.Authenticator.allow_all = True
+c.Authenticator.admin_users = {{"admin"}}
+c.JupyterHub.allow_named_servers = True
+c.JupyterHub.spawner_class = "simple"
+c.SimpleLocalProcessSpawner.home_dir_template = {homes!r} + "/{{username}}"
+c.Spawner.cmd = [{python!r}, "-m", "jupyterhub.singleuser", "--allow-root"]
+c.Spawner.default_url = "/api/status"
+c.Spawner.start_timeout = 120
+c.Spawner.http_timeout = 120
+c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 120}}
+c.JupyterHub.last_activity_interval = 2
+c.JupyterHub.services = [{{"name": "tests", "api_token": {token!r}}}]
+c.JupyterHub.load_roles = [
+    {{"name": "tests", "services": ["tests"], "scopes": ["admin:users", "admin:servers", "access:servers", "proxy"]}}
+]
+"""
+
+
+class Hub:
+    """JupyterHub in `directory`, with `settings` (lines of Python) after the configuration above.
+
+    It may be stopped and started again; database and everything else stay in the directory.
+    """
+
+    def __init__(self, directory, public_port, settings):
+        self.directory = Path(directory)
+        self.directory.mkdir(exist_ok=True)
+        self.homes = self.directory / "homes"
+        self.homes.mkdir(exist_ok=True)
+        self.log_path = self.directory / "hub.log"
+        self.hub_port = free_ports(1)
+        self.url = f"http://127.0.0.1:{self.hub_port}"
+        self.public_url = f"http://127.0.0.1:{public_port}"
+        self.process = None
+        self.config_path = self.directory / "jupyterhub_config.py"
+        config = CONFIG.format(
+            public_port=public_port,
+            hub_port=self.hub_port,
+            homes=str(self.homes),
+            python=sys.executable,
+            token=API_TOKEN,
+        )
+        self.config_path.write_text(config + "\n".join(settings) + "\n")
+
+    def start(self):
+        """Returns when the hub answers; raises with its log when it ends instead."""
+        with self.log_path.open("a") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "jupyterhub", "--config", self.config_path],
+                cwd=self.directory,
+                env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        until(self._answers, 90, "the hub answers", self)
+        return self
+
+    def _answers(self):
+        if self.process.poll() is not None:
+            raise RuntimeError(f"the hub ended with {self.process.returncode}:\n{self.log()}")
+        # Says how many routes' worth of start-up is behind it: the last step of a start is written to the log.
+        return "JupyterHub is now running" in self.log_since_start() and self.get("/hub/api/").status == 200
+
+    def log(self):
+        return self.log_path.read_text()
+
+    def log_since_start(self):
+        return self.log().rpartition("Running JupyterHub version")[2]
+
+    def stop(self, how=signal.SIGTERM):
+        """Ends the hub; its servers and proxies follow its settings."""
+        self.process.send_signal(how)
+        self.process.wait(60)
+
+    def api(self, method, path, body=None):
+        """Calls the hub's API at its own port. Raises on an error, returns the decoded answer."""
+        answer = self.get(f"/hub/api{path}", method=method, body=body)
+        if answer.status >= 400:
+            raise RuntimeError(f"{method} {path}: {answer.status} {answer.body!r}\n{self.log()}")
+        return json.loads(answer.body) if answer.body else None
+
+    def get(self, path, method="GET", body=None, base=None):
+        return fetch((base or self.url) + path, method=method, body=body)
+
+    def routes(self):
+        return self.api("GET", "/proxy")
+
+    def start_server(self, user, name=""):
+        """Returns when the server is ready, which is when its route has been added."""
+        if fetch(f"{self.url}/hub/api/users/{user}").status == 404:
+            self.api("POST", f"/users/{user}")
+        home = self.homes / user
+        home.mkdir(exist_ok=True)
+        # Tells whose server answers.
+        (home / "owner.txt").write_text(user)
+        self.api("POST", f"/users/{user}/servers/{name}" if name else f"/users/{user}/server")
+        until(lambda: self._server(user, name).get("ready"), 120, f"the server {user}/{name} is ready", self)
+
+    def stop_server(self, user, name=""):
+        """Returns when the server is gone."""
+        self.api("DELETE", f"/users/{user}/servers/{name}" if name else f"/users/{user}/server")
+        until(lambda: not self._server(user, name), 60, f"the server {user}/{name} is gone", self)
+
+    def _server(self, user, name):
+        servers = self.api("GET", f"/users/{user}").get("servers", {})
+        server = servers.get(name, {})
+        return {} if server.get("stopped") else server
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+class Answer:
+    def __init__(self, status, headers, body):
+        self.status, self.headers, self.body = status, headers, body
+
+    def __repr__(self):
+        return f"Answer({self.status}, {self.body[:300]!r})"
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_):
+        return None
+
+
+_opener = urllib.request.build_opener(_NoRedirects, urllib.request.ProxyHandler({}))
+
+
+def fetch(url, method="GET", body=None, token=API_TOKEN):
+    """One request; redirects and errors are answers. Raises OSError when there is none."""
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"Authorization": f"token {token}", "Content-Type": "application/json"}
+    request = urllib.request.Request(url, method=method, data=data, headers=headers)
+    try:
+        with _opener.open(request, timeout=30) as response:
+            return Answer(response.status, response.headers, response.read())
+    except urllib.error.HTTPError as e:
+        with e:
+            return Answer(e.code, e.headers, e.read())
+
+
+def until(condition, seconds, what, hub=None):
+    """Waits for `condition` to hold; a connection that is refused means not yet."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if condition():
+                return
+        except (ConnectionError, urllib.error.URLError):
+            pass
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {what}" + (f"\n{hub.log()}" if hub else ""))
+        time.sleep(0.05)

@@ -1,0 +1,363 @@
+"""RouteClient against replicas that fail in chosen ways: real gRPC, real sockets, real time."""
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+
+import grpc
+import pytest
+from ports import free_port
+from scripted_replica import (
+    NO_LEADER,
+    OVERLOADED,
+    SEQUENCE,
+    SESSION_EXPIRED,
+    SILENCE,
+    UNKNOWN,
+    Refusal,
+    ScriptedReplica,
+)
+
+from jupyterhub_holdfast import Rejected, RouteClient, Unavailable, client
+from jupyterhub_holdfast._proto import routes_pb2
+
+
+@pytest.fixture
+async def start():
+    """Starts scripted replicas, and a client that knows them in this order."""
+    async with AsyncExitStack() as stack:
+
+        async def start(*scripts, leader=None, **options):
+            replicas = [await stack.enter_async_context(ScriptedReplica(script, leader)) for script in scripts]
+            options.setdefault("timeout", 10.0)
+            routes = RouteClient([replica.address for replica in replicas], **options)
+            stack.push_async_callback(routes.close)
+            return (routes, *replicas)
+
+        yield start
+
+
+def put(routes, spec="/user/alice/"):
+    return routes.put(spec, "http://10.0.0.1:8888", "{}")
+
+
+def identity(request):
+    return request.session, request.sequence
+
+
+async def test_writes_of_one_session_count_up_one_at_a_time(start):
+    routes, replica = await start([])
+    for _ in range(3):
+        await put(routes)
+    sessions, sequences = zip(*map(identity, replica.calls), strict=True)
+    assert len(set(sessions)) == 1
+    assert len(sessions[0]) == 16
+    assert sequences == (1, 2, 3)
+
+
+async def test_concurrent_writes_use_a_session_each_and_no_more_than_allowed(start):
+    routes, replica = await start([], concurrency=4)
+    replica.gate.clear()
+    writes = [asyncio.ensure_future(put(routes, f"/user/u{i}/")) for i in range(12)]
+    await until(lambda: replica.under_way == 4)
+    assert len({request.session for request in replica.calls}) == 4
+    replica.gate.set()
+    await asyncio.gather(*writes)
+    assert replica.most_under_way == 4
+    assert len(set(map(identity, replica.calls))) == 12
+    for session in {request.session for request in replica.calls}:
+        assert [r.sequence for r in replica.calls if r.session == session] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        NO_LEADER,
+        UNKNOWN,
+        OVERLOADED,
+        Refusal(grpc.StatusCode.DEADLINE_EXCEEDED),
+        Refusal(grpc.StatusCode.CANCELLED),
+        Refusal(grpc.StatusCode.UNKNOWN, "Stream removed"),
+        Refusal(grpc.StatusCode.INTERNAL, "Received RST_STREAM with error code 2"),
+    ],
+    ids=lambda failure: failure.code.name,
+)
+async def test_a_retry_repeats_session_and_sequence_at_the_next_replica(start, failure):
+    routes, first, second = await start([failure], [failure])
+    await put(routes)
+    assert len(first.calls + second.calls) == 3
+    assert len(set(map(identity, first.calls + second.calls))) == 1
+
+
+async def test_the_write_after_a_retried_one_goes_on_in_the_same_session(start):
+    routes, replica = await start([NO_LEADER])
+    await put(routes)
+    await put(routes)
+    assert [r.sequence for r in replica.calls] == [1, 1, 2]
+    assert len({r.session for r in replica.calls}) == 1
+
+
+@pytest.mark.parametrize("lost", [SESSION_EXPIRED, SEQUENCE], ids=["session-expired", "sequence"])
+async def test_a_lost_session_is_replaced_and_the_write_sent_again(start, lost):
+    routes, replica = await start([UNKNOWN, lost])
+    await put(routes)
+    first, retried, again = map(identity, replica.calls)
+    assert first == retried
+    assert again[0] != first[0]
+    assert again[1] == 1
+
+
+async def test_a_replica_that_never_knows_a_session_does_not_make_a_busy_loop(start):
+    routes, replica = await start([SESSION_EXPIRED] * 1000, timeout=1.0)
+    with pytest.raises(Unavailable, match="no such session"):
+        await put(routes)
+    assert len(replica.calls) < 20
+
+
+async def test_a_refused_write_is_raised_at_once_with_the_servers_words(start):
+    routes, first, second = await start(
+        [Refusal(grpc.StatusCode.INVALID_ARGUMENT, "target: 'ftp://x' is not an http(s) or unix URL", "invalid")], []
+    )
+    with pytest.raises(Rejected, match=r"put /user/alice/: target: 'ftp://x' is not") as caught:
+        await put(routes)
+    assert caught.value.reason == "invalid"
+    assert len(first.calls) == 1
+    assert not second.calls
+
+
+async def test_a_failed_precondition_other_than_a_lost_session_is_raised(start):
+    routes, replica = await start([Refusal(grpc.StatusCode.FAILED_PRECONDITION, "belongs to 'ops'", "namespace")])
+    with pytest.raises(Rejected) as caught:
+        await put(routes)
+    assert caught.value.reason == "namespace"
+    assert len(replica.calls) == 1
+
+
+async def test_a_session_is_not_used_again_after_a_write_that_failed(start):
+    routes, replica = await start([Refusal(grpc.StatusCode.INVALID_ARGUMENT, "bad", "invalid")])
+    with pytest.raises(Rejected):
+        await put(routes)
+    await put(routes)
+    failed, next_one = map(identity, replica.calls)
+    assert failed[0] != next_one[0]
+    assert next_one[1] == 1
+
+
+async def test_a_session_is_not_used_again_after_a_cancelled_write(start):
+    routes, replica = await start([SILENCE])
+    write = asyncio.ensure_future(put(routes))
+    await until(lambda: replica.calls)
+    write.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await write
+    await put(routes)
+    assert replica.calls[0].session != replica.calls[1].session
+
+
+async def test_a_replica_that_swallows_calls_costs_one_attempt(start, monkeypatch):
+    monkeypatch.setattr(client, "ATTEMPT_SECONDS", 0.5)
+    routes, silent, healthy = await start([SILENCE], [])
+    began = time.monotonic()
+    await put(routes)
+    assert 0.4 < time.monotonic() - began < 2.0
+    assert identity(silent.calls[0]) == identity(healthy.calls[0])
+    # And it is asked last from now on.
+    await put(routes)
+    assert len(silent.calls) == 1
+
+
+async def test_endpoints_where_nobody_listens_cost_next_to_nothing(start):
+    routes, replica = await start([])
+    routes.endpoints.replace([f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}", replica.address])
+    began = time.monotonic()
+    await put(routes)
+    assert time.monotonic() - began < 1.0
+
+
+async def test_an_outage_is_sat_out_and_the_error_names_every_endpoint(start):
+    dead = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    routes = RouteClient(dead, timeout=1.5)
+    began = time.monotonic()
+    with pytest.raises(Unavailable) as caught:
+        await put(routes)
+    assert 1.4 < time.monotonic() - began < 3.0
+    assert isinstance(caught.value, TimeoutError)
+    for address in dead:
+        assert address in str(caught.value)
+    await routes.close()
+
+
+async def test_a_cluster_that_comes_back_within_the_time_is_found(start):
+    port = free_port()
+    routes = RouteClient([f"127.0.0.1:{port}"], timeout=20.0)
+    write = asyncio.ensure_future(put(routes))
+    await asyncio.wait([write], timeout=2.0)
+    assert not write.done()
+
+    class Late(ScriptedReplica):
+        async def __aenter__(self):
+            self._server = grpc.aio.server()
+            client.routes_pb2_grpc.add_RoutesServicer_to_server(self, self._server)
+            self._server.add_insecure_port(f"127.0.0.1:{port}")
+            await self._server.start()
+            return self
+
+    async with Late() as late:
+        began = time.monotonic()
+        await write
+        # gRPC's own waits between connections would grow to two minutes.
+        assert time.monotonic() - began < 5.0
+        assert len(late.calls) == 1
+        await routes.close()
+
+
+async def test_time_in_the_queue_does_not_count(start):
+    routes, replica = await start([SILENCE, NO_LEADER], concurrency=1, timeout=1.0)
+    first = asyncio.ensure_future(put(routes, "/user/a/"))
+    await until(lambda: replica.under_way == 1)
+    # It waits for the whole of its own timeout before its turn comes, and then needs a retry.
+    second = asyncio.ensure_future(put(routes, "/user/b/"))
+    with pytest.raises(Unavailable):
+        await first
+    await second
+    assert len(replica.calls) == 3
+
+
+async def test_the_leader_is_asked_first_once_it_is_known(start):
+    routes, follower, leader = await start([], [])
+    follower.leader = leader.leader = leader.address
+    for _ in range(3):
+        await put(routes)
+    assert len(follower.calls) == 1
+    assert len(leader.calls) == 2
+
+
+async def test_a_hint_on_an_error_is_followed_before_other_endpoints(start):
+    routes, first, other, leader = await start([NO_LEADER], [], [])
+    first.script = [Refusal(grpc.StatusCode.UNAVAILABLE, "not me", "unknown", leader=leader.address)]
+    await put(routes)
+    assert not other.calls
+    assert identity(first.calls[0]) == identity(leader.calls[0])
+
+
+async def test_replicas_that_point_at_each_other_do_not_make_a_busy_loop(start):
+    routes, a, b = await start([], [], timeout=1.0)
+    a.script = [Refusal(grpc.StatusCode.UNAVAILABLE, "not me", "no-leader", leader=b.address)] * 1000
+    b.script = [Refusal(grpc.StatusCode.UNAVAILABLE, "not me", "no-leader", leader=a.address)] * 1000
+    with pytest.raises(Unavailable):
+        await put(routes)
+    assert len(a.calls) + len(b.calls) < 40
+
+
+async def test_a_leader_address_that_cannot_be_reached_is_tried_once(start):
+    unreachable = f"127.0.0.1:{free_port()}"
+    routes, replica = await start([], leader=unreachable)
+    for _ in range(3):
+        await put(routes)
+    assert len(replica.calls) == 3
+    assert routes.endpoints.next(set()) == replica.address
+
+
+async def test_a_leader_that_is_no_configured_endpoint_is_used(start):
+    routes, replica, elsewhere = await start([], [])
+    routes.endpoints.replace([replica.address])
+    replica.leader = elsewhere.address
+    await put(routes)
+    await put(routes)
+    assert len(elsewhere.calls) == 1
+
+
+async def test_an_absent_route_is_none(start):
+    routes, _ = await start([])
+    assert await routes.get("/user/nobody/") is None
+
+
+async def test_a_route_of_another_namespace_is_none(start):
+    other = routes_pb2.Route(routespec="/ops/", target="http://x", namespace="ops")
+    routes, _ = await start([routes_pb2.GetResponse(route=other)])
+    assert await routes.get("/ops/") is None
+
+
+def page(*specs, revision=5, total=None):
+    routes = [routes_pb2.Route(routespec=s, target="http://x", data="{}", namespace="default") for s in specs]
+    return routes_pb2.ListResponse(revision=revision, epoch=1, routes=routes, total=total or 0)
+
+
+async def test_a_list_is_all_its_pages(start):
+    routes, replica = await start([[page("/a/", "/b/", total=3), page("/c/", total=3)]], namespace="hub-a")
+    assert [route.routespec for route in await routes.list()] == ["/a/", "/b/", "/c/"]
+    assert replica.calls[0].namespace == "hub-a"
+
+
+async def test_an_empty_table_is_an_empty_list(start):
+    routes, _ = await start([[page()]])
+    assert await routes.list() == []
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        [],
+        [page("/a/", total=2)],
+        [page("/a/", total=2), page("/b/", total=2, revision=6)],
+        [page("/a/", total=2), Refusal(grpc.StatusCode.UNAVAILABLE, "going down")],
+    ],
+    ids=["no page", "a page short", "two revisions", "breaks off"],
+)
+async def test_a_list_that_is_not_whole_is_asked_for_again(start, broken):
+    routes, first, second = await start([broken], [[page("/a/", "/b/", total=2)]])
+    assert len(await routes.list()) == 2
+    assert len(first.calls) == len(second.calls) == 1
+
+
+async def test_a_list_that_stops_in_the_middle_costs_one_attempt(start, monkeypatch):
+    monkeypatch.setattr(client, "ATTEMPT_SECONDS", 0.5)
+    routes, _, _ = await start([[page("/a/", total=2), SILENCE]], [[page("/a/", "/b/", total=2)]])
+    began = time.monotonic()
+    assert len(await routes.list()) == 2
+    assert time.monotonic() - began < 3.0
+
+
+async def test_a_list_that_never_comes_whole_is_an_error_and_never_empty(start):
+    routes, _ = await start([[]] * 1000, timeout=1.0)
+    with pytest.raises(Unavailable, match="ended before its first page"):
+        await routes.list()
+
+
+async def test_the_token_goes_with_every_call(start):
+    routes, replica = await start([], auth_token="secret")
+    await put(routes)
+    await routes.get("/")
+    await routes.list()
+    assert [metadata["authorization"] for metadata in replica.metadata] == ["Bearer secret"] * 3
+
+
+async def test_an_http_proxy_in_the_environment_is_not_asked(start, monkeypatch):
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    routes, replica = await start([])
+    await put(routes)
+    assert len(replica.calls) == 1
+
+
+def test_one_client_serves_several_event_loops():
+    routes = None
+
+    async def use():
+        nonlocal routes
+        async with ScriptedReplica() as replica:
+            routes = routes or RouteClient([replica.address], timeout=5.0)
+            routes.endpoints.replace([replica.address])
+            await put(routes)
+            await routes.close()
+            return len(replica.calls)
+
+    assert [asyncio.run(use()) for _ in range(3)] == [1, 1, 1]
+
+
+async def until(condition):
+    async def poll():
+        while not condition():
+            await asyncio.sleep(0.01)
+
+    await asyncio.wait_for(poll(), 10)

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Compiles the workspace. RocksDB alone takes 10 to 15 minutes the first time, in which cargo prints nothing to a log:
+# so this says every half minute how far it is.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+report_rocksdb() {
+    local out newest
+    # The sleep gives up the script's output, or whoever reads that would wait for it after the end.
+    while sleep 30 >/dev/null 2>&1; do
+        newest=
+        for out in "$CARGO_TARGET_DIR"/debug/build/librocksdb-sys-*/out; do
+            [ "$out" -nt "$newest" ] && newest=$out
+        done
+        if [ -d "$newest" ] && [ ! -e "$newest/librocksdb.a" ]; then
+            echo "build: RocksDB: $(find "$newest" -name '*.o' | wc -l) of about 345 files compiled" >&2
+        fi
+    done
+}
+
+# On a terminal cargo draws its own progress.
+if [ ! -t 2 ]; then
+    report_rocksdb &
+    reporter=$!
+    trap 'kill "$reporter" 2>/dev/null || true' EXIT
+fi
+cargo build "${@:---workspace}"

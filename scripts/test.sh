@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Every test, the cheap ones first, so that a small mistake is told before the long compilation.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+step() {
+    printf '\n=== %s\n' "$1"
+}
+
+step "manifests and scripts (pytest)"
+"$HOLDFAST_VENV/bin/python" -m pytest -q tests/deploy scripts --ignore tests/deploy/test_command_lines.py
+
+step "build"
+scripts/build.sh
+
+step "Rust tests"
+if cargo nextest --version >/dev/null 2>&1; then
+    cargo nextest run --workspace
+else
+    cargo test --workspace
+fi
+
+step "the manifests' command lines (pytest)"
+"$HOLDFAST_VENV/bin/python" -m pytest -q tests/deploy/test_command_lines.py
+
+step "JupyterHub package (pytest)"
+(cd python && "$HOLDFAST_VENV/bin/python" -m pytest)

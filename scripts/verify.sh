@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Everything that is checked without running the product. Changes no file of the checkout; `make fix` does.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+step() {
+    printf '\n=== %s\n' "$1"
+}
+
+step "format"
+cargo fmt --all --check
+"$HOLDFAST_VENV/bin/ruff" format --check .
+
+step "Python lints (ruff)"
+"$HOLDFAST_VENV/bin/ruff" check .
+
+step "dependency directions"
+python3 scripts/check_dependencies.py
+
+step "licences, bans, sources (cargo deny)"
+scripts/install_cargo_deny.sh
+"$HOLDFAST_CACHE/tools/bin/cargo-deny" --locked check licenses bans sources
+
+step "Rust lints (clippy)"
+scripts/build.sh --locked --workspace
+cargo clippy --locked --workspace --all-targets -- -D warnings
+
+step "documentation"
+RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+cargo test --locked --workspace --doc
