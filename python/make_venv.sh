@@ -36,7 +36,8 @@ if [ -n "$(ls -A "$venv" 2>/dev/null)" ] && [ ! -f "$venv/pyvenv.cfg" ]; then
     exit 1
 fi
 echo "make_venv.sh: installing into $venv" >&2
-if ! grep -qsxF "base $base" "$venv/.holdfast-stamp"; then
+# Cleared only when it has to be: somebody may be running in it.
+if [ "$("$venv/bin/python" -VV 2>/dev/null)" != "$("$python" -VV)" ]; then
     "$python" -m venv --clear "$venv" || {
         echo "make_venv.sh: '$python -m venv' failed; on Debian it needs the package python3-venv" >&2
         exit 1

@@ -9,6 +9,12 @@
 - _proto/       generated from `proto/`
 """
 
+import os
+
+# Read by gRPC when it is first imported. The hub forks for every server it starts, and only to run another program: what
+# gRPC does around a fork is of no use there, and it writes a line to the hub's log each time that it cannot do it.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 from .client import RouteClient
 from .errors import HoldfastError, Rejected, Unavailable
 from .proxy import HoldfastProxy

@@ -18,6 +18,9 @@ from .errors import BrokenAnswer, Failure, Rejected, Unavailable, trailers_of
 # for a replica to sit out an election on the caller's behalf.
 ATTEMPT_SECONDS = 4.0
 
+# Failures that are over sooner are not worth a line in the hub's log: elections are, and so is the start of a process.
+WARN_AFTER_SECONDS = 2.0
+
 # Endpoints and leaders' addresses that one event loop keeps connections to.
 CHANNELS_MAX = 64
 
@@ -155,7 +158,7 @@ class RouteClient:
         while (left := deadline - time.monotonic()) > 0:
             address = self.endpoints.next(tried)
             if address is None:
-                if not warned:
+                if not warned and timeout - left >= WARN_AFTER_SECONDS:
                     warned = True
                     self.log.warning("%s: %s; retrying for %.0f s", what, _summary(failures), left)
                 await asyncio.sleep(min(next(waits), left))

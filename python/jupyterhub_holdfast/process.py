@@ -67,8 +67,10 @@ class UpProcess:
                 return
             self._log.warning("Holdfast is still running at pid %i with other settings, stopping it", pid)
             await self._end([pid], grace)
-        children = running.get("children", {})
-        left_over = [child for child in children.values() if self._belongs_here(child)]
+        children = running.get("children")
+        left_over = [
+            child for child in (children.values() if isinstance(children, dict) else ()) if self._belongs_here(child)
+        ]
         if left_over:
             self._log.warning("Stopping processes that an earlier `holdfast up` left behind: %s", left_over)
             await self._end(left_over, grace)
@@ -113,7 +115,7 @@ class UpProcess:
 
     def _belongs_here(self, pid):
         """Whether `pid` runs and works on our data directory. Pids are used again, and this one may get signals."""
-        return isinstance(pid, int) and _is_alive(pid) and str(self._data_dir) in _command_line(pid)
+        return isinstance(pid, int) and str(self._data_dir) in _command_line(pid)
 
 
 def _read_json(path):
@@ -125,23 +127,8 @@ def _read_json(path):
     return value if isinstance(value, dict) else {}
 
 
-def _is_alive(pid):
-    try:
-        # In a container the hub may be process 1: then orphans are its children, and stay zombies until waited for.
-        if os.waitpid(pid, os.WNOHANG)[0] == pid:
-            return False
-    except ChildProcessError:
-        pass
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def _command_line(pid):
+    """Of a running process; empty for one that has ended, even if nobody has waited for it yet."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:

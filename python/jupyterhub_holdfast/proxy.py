@@ -11,7 +11,7 @@ from jupyterhub.proxy import Proxy
 from jupyterhub.traitlets import Command
 from tornado.httpclient import HTTPClientError
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
-from traitlets import Float, Integer, List, TraitError, Unicode, default, validate
+from traitlets import Float, Integer, List, TraitError, Unicode, default, observe, validate
 
 from .client import RouteClient
 from .endpoints import parse_endpoint, parse_endpoints
@@ -184,6 +184,9 @@ class HoldfastProxy(Proxy):
         help="How often to look whether Holdfast still runs, in seconds. Only with `should_start`.",
     )
 
+    # Made when every trait has its value; traits change before that, too.
+    client = None
+
     @default("auth_token")
     def _auth_token_default(self):
         return os.environ.get("CONFIGPROXY_AUTH_TOKEN", "")
@@ -219,8 +222,6 @@ class HoldfastProxy(Proxy):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        if self.api_url:
-            self.endpoints = parse_endpoints(self.api_url)
         self.client = RouteClient(
             self.endpoints,
             namespace=self.namespace,
@@ -231,10 +232,16 @@ class HoldfastProxy(Proxy):
         )
         self._process = None
         self._watch = None
-        # Observed from here on: while traits are still being set, there is nothing to tell.
-        self.observe(lambda change: setattr(self, "endpoints", parse_endpoints(change.new)), "api_url")
-        self.observe(lambda change: self.client.endpoints.replace(change.new), "endpoints")
-        self.observe(lambda change: setattr(self.client, "auth_token", change.new), "auth_token")
+
+    @observe("api_url")
+    def _api_url_changed(self, change):
+        self.endpoints = parse_endpoints(change.new)
+
+    @observe("endpoints", "auth_token")
+    def _connection_changed(self, _change):
+        if self.client is not None:
+            self.client.endpoints.replace(self.endpoints)
+            self.client.auth_token = self.auth_token
 
     async def add_route(self, routespec, target, data):
         """Adds or replaces a route. Then live proxies serve it, or the log names those that do not yet."""

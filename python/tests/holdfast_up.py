@@ -49,8 +49,8 @@ class HoldfastUp:
         return [f"http://127.0.0.1:{self.public_port + j}" for j in range(self.proxies)]
 
     def child_pid(self, name):
-        """Of a replica (`r0`) or proxy (`p0`), as of now: a restarted one has another."""
-        return json.loads((self.data_dir / "up.json").read_text())["children"][name]
+        """Of a replica (`r0`) or proxy (`p0`), as of now: a restarted one has another. None while it does not run."""
+        return json.loads((self.data_dir / "up.json").read_text())["children"].get(name)
 
     def __enter__(self):
         command = [find_holdfast(), "up", "--data-dir", self.data_dir, "--ip", "127.0.0.1", "--port", self.public_port]

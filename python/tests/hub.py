@@ -32,7 +32,7 @@ c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 120}}
 c.JupyterHub.last_activity_interval = 2
 c.JupyterHub.services = [{{"name": "tests", "api_token": {token!r}}}]
 c.JupyterHub.load_roles = [
-    {{"name": "tests", "services": ["tests"], "scopes": ["admin:users", "admin:servers", "access:servers", "proxy"]}}
+    {{"name": "tests", "services": ["tests"], "scopes": ["admin:users", "admin:servers", "access:servers", "proxy", "read:metrics"]}}
 ]
 """
 
@@ -81,7 +81,7 @@ class Hub:
     def _answers(self):
         if self.process.poll() is not None:
             raise RuntimeError(f"the hub ended with {self.process.returncode}:\n{self.log()}")
-        # Says how many routes' worth of start-up is behind it: the last step of a start is written to the log.
+        # The line is the last step of a start: by then the routes have been checked.
         return "JupyterHub is now running" in self.log_since_start() and self.get("/hub/api/").status == 200
 
     def log(self):

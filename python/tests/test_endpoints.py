@@ -22,10 +22,21 @@ def test_an_endpoint_is_host_and_port(text, address):
 
 @pytest.mark.parametrize(
     "text",
-    """
-    replica-0 :7011 replica-0: replica-0:port replica-0:70110 http://replica-0 unix:/run/x https://replica-0:7011
-    grpc://replica-0:7011 replica-0:7011/path user@replica-0:7011 ::1:7011
-    """.split(),
+    [
+        "",
+        "replica-0",
+        ":7011",
+        "replica-0:",
+        "replica-0:port",
+        "replica-0:70110",
+        "http://replica-0",
+        "unix:/run/x",
+        "https://replica-0:7011",
+        "grpc://replica-0:7011",
+        "replica-0:7011/path",
+        "user@replica-0:7011",
+        "::1:7011",
+    ],
 )
 def test_anything_else_is_refused_by_name(text):
     with pytest.raises(ValueError, match="endpoint") as caught:

@@ -1,1 +1,20 @@
+//! Talking to the cluster: write, read, and follow its table.
+//!
+//! Everything here is made to be cloned and shared, and to be given up at any moment by dropping its future.
 
+mod attempts;
+pub mod backoff;
+pub mod endpoints;
+mod following;
+pub mod live_table;
+pub mod reader;
+pub mod subscriber;
+#[cfg(test)]
+mod testing;
+pub mod writer;
+
+pub use endpoints::{EndpointError, Endpoints};
+pub use live_table::LiveTable;
+pub use reader::{Listing, ReadError, RouteReader};
+pub use subscriber::{Cached, Freshness, Source, Subscriber, SubscriberConfig};
+pub use writer::{Answer, RouteWriter, WriteError, WriterOptions};

@@ -1,1 +1,35 @@
-fn main() {}
+//! `holdfast`, the one binary: the roles of a cluster and the commands that ask it.
+
+mod commands;
+mod config;
+mod limits;
+mod logging;
+mod output;
+mod shutdown;
+mod supervise;
+
+use std::process::ExitCode;
+
+use crate::config::Mistakes;
+
+/// What was asked for could not be done.
+const FAILED: u8 = 1;
+/// The command line, the environment or the configuration file is wrong.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    match commands::run() {
+        Ok(code) => code,
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => match error.downcast_ref::<Mistakes>() {
+            Some(mistakes) => {
+                output::complain(&mistakes.to_string());
+                ExitCode::from(USAGE)
+            }
+            None => {
+                output::complain(&format!("holdfast: {error:#}"));
+                ExitCode::from(FAILED)
+            }
+        },
+    }
+}

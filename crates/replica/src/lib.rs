@@ -1,1 +1,13 @@
+//! One member of the cluster: keeps the table in a replicated log and hands it to those who follow it.
 
+pub mod config;
+mod consensus;
+mod feed;
+mod metrics;
+mod replica;
+mod services;
+mod storage;
+
+pub use config::{ClusterConfig, ConfigError, PeerAddress, ReplicaConfig};
+pub use replica::{BuildError, Replica, RunError};
+pub use storage::{EXIT_SYNC_FAILED, OpenError};

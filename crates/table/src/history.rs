@@ -42,8 +42,8 @@ impl History {
         history
     }
 
-    /// Notes what a batch changed; `before` is the table that it was applied to.
-    pub fn record(&mut self, before: &Table, delta: &Delta) {
+    /// Notes what a batch changed; `before` is the table that it was applied to. Returns the deletions it forgot for it.
+    pub fn record(&mut self, before: &Table, delta: &Delta) -> Vec<RouteKey> {
         for spec in &delta.deletes {
             self.forget(before, spec.key());
             self.bury(spec.clone(), delta.to);
@@ -53,14 +53,16 @@ impl History {
             self.forget(before, key);
             self.puts.insert((entry.modified, key.clone()), entry.clone());
         }
-        while self.deletes.len() > TOMBSTONES_MAX {
-            let Some(((revision, key), _)) = self.deletes.get_min().cloned() else {
-                return;
-            };
+        let mut forgotten = Vec::new();
+        while self.deletes.len() > TOMBSTONES_MAX
+            && let Some(((revision, key), _)) = self.deletes.get_min().cloned()
+        {
             self.deletes.remove(&(revision, key.clone()));
             self.deleted_at.remove(&key);
             self.horizon = revision;
+            forgotten.push(key);
         }
+        forgotten
     }
 
     /// What leads from `from` to the present of `table`; `None` if that is no longer known.

@@ -17,5 +17,5 @@ pub use digest::Digest;
 pub use path::{Host, PathError, RequestPath};
 pub use revision::{Epoch, Revision};
 pub use route::{Data, FieldError, Namespace, Route, RouteKey, RouteSpec, Scheme, Target};
-pub use state::{Command, Outcome, Rejection, State, Written};
+pub use state::{Command, Forgotten, Outcome, Rejection, State, Written};
 pub use table::{DeltaError, Entry, Table};

@@ -58,24 +58,31 @@ impl Sessions {
         }
     }
 
+    /// What is known of one session.
+    pub fn get(&self, id: &SessionId) -> Option<&Session> {
+        self.by_id.get(id)
+    }
+
     /// True if the session has written before.
     pub fn contains(&self, id: &SessionId) -> bool {
         self.by_id.contains_key(id)
     }
 
-    /// Keeps the outcome of the session's newest write, and forgets the least recently used session if there are too many.
-    pub fn record(&mut self, id: SessionId, session: Session) {
+    /// Keeps the outcome of the session's newest write. Returns the sessions it forgot for it, least recently used first.
+    pub fn record(&mut self, id: SessionId, session: Session) -> Vec<SessionId> {
         self.by_use.insert((session.last_used_index, id), ());
         if let Some(before) = self.by_id.insert(id, session) {
             self.by_use.remove(&(before.last_used_index, id));
         }
-        while self.by_id.len() > SESSIONS_MAX {
-            let Some(((index, oldest), ())) = self.by_use.get_min().cloned() else {
-                return;
-            };
+        let mut forgotten = Vec::new();
+        while self.by_id.len() > SESSIONS_MAX
+            && let Some(((index, oldest), ())) = self.by_use.get_min().cloned()
+        {
             self.by_use.remove(&(index, oldest));
             self.by_id.remove(&oldest);
+            forgotten.push(oldest);
         }
+        forgotten
     }
 
     /// Every session, least recently used first.

@@ -4,7 +4,7 @@ use crate::batch::Batch;
 use crate::delta::Delta;
 use crate::history::History;
 use crate::revision::Revision;
-use crate::route::Namespace;
+use crate::route::{Namespace, RouteKey};
 use crate::sessions::{Admission, Session, SessionId, Sessions};
 use crate::table::Table;
 
@@ -83,6 +83,17 @@ pub struct Outcome {
     pub result: Result<Written, Rejection>,
     /// What changed; `None` if nothing.
     pub delta: Option<Delta>,
+    /// What was forgotten to keep within the bounds.
+    pub forgotten: Forgotten,
+}
+
+/// Deletions and sessions that are no longer remembered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Forgotten {
+    /// Deleted routes.
+    pub tombstones: Vec<RouteKey>,
+    /// Sessions.
+    pub sessions: Vec<SessionId>,
 }
 
 /// The table, its history and the writers' sessions. A clone shares everything and costs nothing.
@@ -99,51 +110,29 @@ pub struct State {
 impl State {
     /// Applies the command of the log entry at `index`. Pure and total: no clock, no random, no I/O, no order of a hash map.
     pub fn apply(&mut self, index: u64, command: &Command) -> Outcome {
+        let mut forgotten = Forgotten::default();
         if let Some((id, sequence)) = &command.session {
             match self.sessions.admit(id, *sequence) {
                 Admission::New => {}
-                Admission::Replay(result) => return Outcome { result, delta: None },
-                Admission::Refuse(rejection) => {
-                    return Outcome {
-                        result: Err(rejection),
-                        delta: None,
-                    };
-                }
+                Admission::Replay(result) => return Outcome { result, delta: None, forgotten },
+                Admission::Refuse(rejection) => return Outcome { result: Err(rejection), delta: None, forgotten },
             }
         }
         let before = self.table.clone();
-        let outcome = match self.table.apply(&command.batch) {
-            Err(rejection) => Outcome {
-                result: Err(rejection),
-                delta: None,
-            },
-            Ok(delta) if delta.is_empty() => Outcome {
-                result: Ok(Written {
-                    revision: delta.to,
-                    changed: false,
-                }),
-                delta: None,
-            },
-            Ok(delta) => {
-                self.history.record(&before, &delta);
-                Outcome {
-                    result: Ok(Written {
-                        revision: delta.to,
-                        changed: true,
-                    }),
-                    delta: Some(delta),
-                }
-            }
+        let applied = self.table.apply(&command.batch);
+        let result = match &applied {
+            Ok(delta) => Ok(Written { revision: delta.to, changed: !delta.is_empty() }),
+            Err(rejection) => Err(rejection.clone()),
         };
-        if let Some((id, sequence)) = command.session {
-            let session = Session {
-                sequence,
-                last_used_index: index,
-                outcome: outcome.result.clone(),
-            };
-            self.sessions.record(id, session);
+        let delta = applied.ok().filter(|delta| !delta.is_empty());
+        if let Some(delta) = &delta {
+            forgotten.tombstones = self.history.record(&before, delta);
         }
-        outcome
+        if let Some((id, sequence)) = command.session {
+            let session = Session { sequence, last_used_index: index, outcome: result.clone() };
+            forgotten.sessions = self.sessions.record(id, session);
+        }
+        Outcome { result, delta, forgotten }
     }
 
     /// The answer to a command that needs no log entry, because it would change nothing and its writer is known.

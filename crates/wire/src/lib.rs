@@ -4,7 +4,13 @@ pub mod convert;
 pub mod errors;
 
 /// The messages and services of `proto/`, as generated.
-#[allow(missing_docs, clippy::all, rustdoc::all)]
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    rustdoc::all,
+    reason = "generated code"
+)]
 pub mod proto {
     tonic::include_proto!("holdfast.v1");
 }

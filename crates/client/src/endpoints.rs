@@ -1,0 +1,334 @@
+//! Endpoints: the replicas, and who seems to lead.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::str::FromStr as _;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use holdfast_wire::errors::leader_hint;
+use tokio::time::Instant;
+use tonic::metadata::MetadataMap;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+/// The largest message that is taken from a replica: a merged delta can hold several batches of 16 MiB.
+pub const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a leader's address that did not answer is not believed again. It is an address as the replicas know it,
+/// and the caller may sit on another network.
+const DISBELIEF: Duration = Duration::from_secs(60);
+
+/// The replicas' client addresses, with connections that are made when they are first used.
+///
+/// Clones share connections and what is known about the leader.
+#[derive(Clone)]
+pub struct Endpoints {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    // As configured, in that order.
+    replicas: Vec<Replica>,
+    state: Mutex<State>,
+}
+
+struct State {
+    // The order of asking: one that failed goes to the end.
+    order: Vec<Replica>,
+    // Asked before all others. Need not be one of `replicas`.
+    leader: Option<Replica>,
+    disbelieved: Option<(Arc<str>, Instant)>,
+}
+
+/// What cannot be an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EndpointError {
+    /// There is none.
+    #[error("endpoints: at least one host:port is needed")]
+    None,
+    /// One of them is not an address.
+    #[error("endpoint {value:?}: {problem}")]
+    Malformed {
+        /// As it was given.
+        value: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+}
+
+/// One replica's client address.
+#[derive(Clone)]
+pub(crate) struct Replica {
+    address: Arc<str>,
+    uri: Uri,
+    channel: Arc<OnceLock<Channel>>,
+}
+
+impl Endpoints {
+    /// Takes each as `host:port` or `http://host:port`; connects to none of them yet.
+    ///
+    /// # Errors
+    /// [`EndpointError`]: which one, and why.
+    pub fn parse<A: AsRef<str>>(addresses: &[A]) -> Result<Self, EndpointError> {
+        let mut replicas: Vec<Replica> = Vec::with_capacity(addresses.len());
+        for address in addresses {
+            let replica = Replica::parse(address.as_ref())?;
+            if !replicas.iter().any(|known| known.address == replica.address) {
+                replicas.push(replica);
+            }
+        }
+        if replicas.is_empty() {
+            return Err(EndpointError::None);
+        }
+        let state = State {
+            order: replicas.clone(),
+            leader: None,
+            disbelieved: None,
+        };
+        Ok(Endpoints {
+            shared: Arc::new(Shared {
+                replicas,
+                state: Mutex::new(state),
+            }),
+        })
+    }
+
+    /// Each `host:port`, as configured.
+    pub fn addresses(&self) -> impl Iterator<Item = &str> {
+        self.shared.replicas.iter().map(Replica::address)
+    }
+
+    pub(crate) fn replicas(&self) -> &[Replica] {
+        &self.shared.replicas
+    }
+
+    /// Whom to ask next: the leader, then the others; `None` if all were tried.
+    pub(crate) fn next(&self, tried: &[Arc<str>]) -> Option<Replica> {
+        let state = self.state();
+        let mut candidates = state.leader.iter().chain(&state.order);
+        candidates.find(|replica| !tried.contains(&replica.address)).cloned()
+    }
+
+    /// `replica` gave an answer. Without a better hint it is asked first from now on.
+    pub(crate) fn answered(&self, replica: &Replica, metadata: &MetadataMap) {
+        self.heard(metadata);
+        let mut state = self.state();
+        if state.leader.is_none() {
+            state.leader = Some(replica.clone());
+        }
+    }
+
+    /// `replica` gave no answer, or none that helps: others are asked first.
+    pub(crate) fn failed(&self, replica: &Replica, metadata: &MetadataMap) {
+        {
+            let mut state = self.state();
+            if state
+                .leader
+                .as_ref()
+                .is_some_and(|leader| leader.address == replica.address)
+            {
+                state.leader = None;
+            }
+            match state.order.iter().position(|known| known.address == replica.address) {
+                Some(at) => {
+                    let last = state.order.remove(at);
+                    state.order.push(last);
+                }
+                None => state.disbelieved = Some((replica.address.clone(), Instant::now())),
+            }
+        }
+        self.heard(metadata);
+    }
+
+    fn heard(&self, metadata: &MetadataMap) {
+        // A hint is a help, not a part of the answer: one that cannot be used is no error.
+        let Some(mut leader) = leader_hint(metadata).and_then(|hint| Replica::parse(&hint).ok()) else {
+            return;
+        };
+        if leader.is_unspecified() {
+            return;
+        }
+        let mut state = self.state();
+        if let Some((address, since)) = &state.disbelieved
+            && *address == leader.address
+            && since.elapsed() < DISBELIEF
+        {
+            return;
+        }
+        let mut known = state.order.iter().chain(&state.leader);
+        if let Some(known) = known.find(|known| known.address == leader.address) {
+            leader = known.clone();
+        }
+        state.leader = Some(leader);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Endpoints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.addresses()).finish()
+    }
+}
+
+impl Replica {
+    pub(crate) fn parse(text: &str) -> Result<Self, EndpointError> {
+        let refuse = |problem| EndpointError::Malformed {
+            value: text.to_owned(),
+            problem,
+        };
+        let address = text.trim();
+        if address.starts_with("https://") {
+            return Err(refuse("TLS to replicas is not available yet, use host:port"));
+        }
+        let address = match address.strip_prefix("http://") {
+            Some(rest) => rest.strip_suffix('/').unwrap_or(rest),
+            None => address,
+        };
+        let expected = "expected host:port or http://host:port";
+        let uri = Uri::from_str(&format!("http://{address}")).map_err(|_| refuse(expected))?;
+        let authority = uri.authority().filter(|authority| authority.as_str() == address);
+        let port = authority.and_then(|authority| authority.port_u16());
+        if authority.is_none_or(|authority| authority.host().is_empty()) || address.contains('@') {
+            return Err(refuse(expected));
+        }
+        if port.is_none_or(|port| port == 0) {
+            return Err(refuse("expected a port from 1 to 65535 after the host"));
+        }
+        Ok(Replica {
+            address: address.into(),
+            uri,
+            channel: Arc::default(),
+        })
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub(crate) fn shared_address(&self) -> Arc<str> {
+        self.address.clone()
+    }
+
+    /// True for `0.0.0.0` and `[::]`: an address to listen on, which leads a caller to its own machine.
+    fn is_unspecified(&self) -> bool {
+        let address: Result<SocketAddr, _> = self.address.parse();
+        address.is_ok_and(|address| address.ip().is_unspecified())
+    }
+
+    /// The connection, which is made by the first call on it and made again by a call after it was lost.
+    ///
+    /// Must be called within a Tokio runtime.
+    pub(crate) fn channel(&self) -> Channel {
+        let connect = || {
+            Endpoint::from(self.uri.clone())
+                .connect_timeout(CONNECT_TIMEOUT)
+                .tcp_nodelay(true)
+                // A machine that vanishes closes no connection.
+                .http2_keep_alive_interval(Duration::from_secs(2))
+                .keep_alive_timeout(Duration::from_secs(3))
+                .keep_alive_while_idle(true)
+                // Large enough that a snapshot is not paced by window updates, and does not starve calls beside it.
+                .initial_stream_window_size(2 * 1024 * 1024)
+                .initial_connection_window_size(8 * 1024 * 1024)
+                .connect_lazy()
+        };
+        self.channel.get_or_init(connect).clone()
+    }
+}
+
+impl fmt::Display for Replica {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.address.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_wire::errors::hint_leader;
+
+    fn hint(address: &str) -> MetadataMap {
+        let mut metadata = MetadataMap::new();
+        hint_leader(&mut metadata, address);
+        metadata
+    }
+
+    fn next(endpoints: &Endpoints, tried: &[&str]) -> Option<String> {
+        let tried: Vec<Arc<str>> = tried.iter().map(|address| (*address).into()).collect();
+        endpoints.next(&tried).map(|replica| replica.address().to_owned())
+    }
+
+    #[test]
+    fn addresses_are_taken_with_and_without_scheme_and_once_each() {
+        let endpoints = Endpoints::parse(&["127.0.0.1:7011", "http://[::1]:7011/", "r0.example:1", "127.0.0.1:7011"]);
+        let endpoints = endpoints.unwrap();
+        assert_eq!(
+            endpoints.addresses().collect::<Vec<_>>(),
+            ["127.0.0.1:7011", "[::1]:7011", "r0.example:1"]
+        );
+    }
+
+    #[test]
+    fn what_is_no_address_is_refused_by_name() {
+        let none: [&str; 0] = [];
+        assert_eq!(Endpoints::parse(&none).unwrap_err(), EndpointError::None);
+        for bad in [
+            "",
+            "host",
+            "host:0",
+            "host:99999",
+            ":7011",
+            "https://h:1",
+            "h:1/x",
+            "u@h:1",
+            "ftp://h:1",
+            "a b:1",
+        ] {
+            match Endpoints::parse(&[bad]) {
+                Err(EndpointError::Malformed { value, .. }) => assert_eq!(value, bad),
+                other => panic!("{bad:?}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn the_leader_is_asked_first_and_a_failed_one_last() {
+        let endpoints = Endpoints::parse(&["a:1", "b:1", "c:1"]).unwrap();
+        let a = endpoints.next(&[]).unwrap();
+        assert_eq!(a.address(), "a:1");
+        endpoints.failed(&a, &hint("c:1"));
+        assert_eq!(next(&endpoints, &["a:1"]).unwrap(), "c:1");
+        assert_eq!(next(&endpoints, &["a:1", "c:1"]).unwrap(), "b:1");
+        assert_eq!(next(&endpoints, &["a:1", "b:1", "c:1"]), None);
+        let c = endpoints.next(&[]).unwrap();
+        endpoints.failed(&c, &MetadataMap::new());
+        assert_eq!(next(&endpoints, &[]).unwrap(), "b:1");
+    }
+
+    #[test]
+    fn a_hint_that_leads_nowhere_is_passed_over() {
+        let endpoints = Endpoints::parse(&["a:1"]).unwrap();
+        let a = endpoints.next(&[]).unwrap();
+        for bad in ["0.0.0.0:7011", "[::]:7011", "nonsense", ""] {
+            endpoints.failed(&a, &hint(bad));
+            assert_eq!(next(&endpoints, &[]).unwrap(), "a:1", "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_leader_outside_the_list_is_followed_until_it_fails() {
+        let endpoints = Endpoints::parse(&["a:1"]).unwrap();
+        let a = endpoints.next(&[]).unwrap();
+        endpoints.answered(&a, &hint("elsewhere:2"));
+        let elsewhere = endpoints.next(&[]).unwrap();
+        assert_eq!(elsewhere.address(), "elsewhere:2");
+        endpoints.failed(&elsewhere, &MetadataMap::new());
+        endpoints.answered(&a, &hint("elsewhere:2"));
+        assert_eq!(next(&endpoints, &[]).unwrap(), "a:1");
+    }
+}

@@ -1,0 +1,221 @@
+use super::*;
+use crate::testing::{bookmark, chunk, delta, entry, hello as hello_frame, snapshot, table};
+use holdfast_wire::proto::hello::Mode;
+
+const CLUSTER: &str = "c-1";
+
+fn holding(table: Table) -> Following {
+    let mut following = Following::new(Some(Held {
+        cluster_id: CLUSTER.into(),
+        table,
+    }));
+    following.start("p0", true);
+    following
+}
+
+fn take_all(following: &mut Following, frames: Vec<Frame>) -> Result<(), Breach> {
+    frames.into_iter().try_for_each(|frame| following.take(frame).map(drop))
+}
+
+fn position(following: &Following) -> Option<(u64, u64, Digest)> {
+    let table = &following.held()?.table;
+    Some((table.epoch().0, table.revision().0, table.digest()))
+}
+
+fn at(table: &Table) -> Option<(u64, u64, Digest)> {
+    Some((table.epoch().0, table.revision().0, table.digest()))
+}
+
+#[test]
+fn without_a_table_any_cluster_is_taken_and_followed() {
+    let mut following = Following::new(None);
+    let start = following.start("p0", true);
+    assert!(!start.has_table && start.proxy && start.name == "p0");
+    take_all(&mut following, snapshot(CLUSTER, &table(1, 5))).unwrap();
+    assert!(matches!(following.take(delta(5, 9)), Ok(Step::Moved)));
+    let agreed = following.take(bookmark(Revision(9), table(1, 9).digest()));
+    assert!(
+        matches!(
+            agreed,
+            Ok(Step::Agreed {
+                leader_contact_age: Some(_)
+            })
+        ),
+        "{agreed:?}"
+    );
+    assert_eq!(position(&following), at(&table(1, 9)));
+
+    let start = following.start("p0", true);
+    assert_eq!(
+        (start.has_table, start.cluster_id.as_str(), start.epoch, start.revision),
+        (true, CLUSTER, 1, 9)
+    );
+}
+
+#[test]
+fn a_damaged_snapshot_is_refused_and_the_table_stays() {
+    type Damage = fn(&mut SnapshotChunk);
+    let damages: [(&str, Damage); 6] = [
+        ("checksum", |chunk| chunk.checksum ^= 1),
+        ("decompress", |chunk| {
+            chunk.routes = vec![1, 2, 3].into();
+            chunk.checksum = crc32fast::hash(&chunk.routes);
+        }),
+        ("is no list", |chunk| {
+            chunk.routes = zstd::bulk::compress(&[0xff; 40], 1).unwrap().into();
+            chunk.checksum = crc32fast::hash(&chunk.routes);
+        }),
+        ("routes", |chunk| chunk.total += 1),
+        ("digest", |chunk| {
+            chunk.digest = Digest::default().to_bytes().to_vec().into()
+        }),
+        ("32 bytes", |chunk| chunk.digest = Default::default()),
+    ];
+    for (what, damage) in damages {
+        let mut following = holding(table(1, 3));
+        let mut frames = snapshot(CLUSTER, &table(1, 8));
+        match frames.last_mut() {
+            Some(Frame::SnapshotChunk(chunk)) => damage(chunk),
+            other => panic!("{other:?}"),
+        }
+        let breach = take_all(&mut following, frames).unwrap_err();
+        assert!(breach.to_string().contains(what), "{what}: {breach}");
+        assert!(breach.is_alarming());
+        assert_eq!(position(&following), at(&table(1, 3)));
+    }
+}
+
+#[test]
+fn a_chunk_that_grows_beyond_its_bound_is_refused() {
+    let bomb = zstd::bulk::compress(&vec![0; CHUNK_BYTES_MAX as usize + 2], 1).unwrap();
+    let bomb = SnapshotChunk {
+        checksum: crc32fast::hash(&bomb),
+        routes: bomb.into(),
+        ..SnapshotChunk::default()
+    };
+    let mut following = Following::new(None);
+    let frames = vec![hello_frame(Mode::Snapshot, CLUSTER, 1, 1), Frame::SnapshotChunk(bomb)];
+    assert!(matches!(take_all(&mut following, frames), Err(Breach::Damaged(_))));
+}
+
+#[test]
+fn a_route_twice_or_unreadable_is_refused() {
+    let twice = RouteList {
+        routes: vec![(&entry("/a/", 1)).into(), (&entry("/a/", 1)).into()],
+    };
+    let mut unreadable = twice.clone();
+    unreadable.routes[0].target = "javascript:1".into();
+    for list in [twice, unreadable] {
+        let mut last = chunk(list, Some(&table(1, 2)));
+        last.total = 2;
+        let frames = vec![hello_frame(Mode::Snapshot, CLUSTER, 1, 2), Frame::SnapshotChunk(last)];
+        let mut following = Following::new(None);
+        assert!(matches!(
+            take_all(&mut following, frames),
+            Err(Breach::Damaged(_) | Breach::Unreadable(_))
+        ));
+        assert!(following.held().is_none());
+    }
+}
+
+#[test]
+fn another_cluster_is_refused_at_its_hello() {
+    for mode in [Mode::Snapshot, Mode::Resume] {
+        let mut following = holding(table(1, 3));
+        let breach = following.take(hello_frame(mode, "c-2", 9, 9)).unwrap_err();
+        assert!(matches!(breach, Breach::OtherCluster { .. }) && breach.is_alarming());
+        assert_eq!(position(&following), at(&table(1, 3)));
+    }
+}
+
+#[test]
+fn nothing_older_is_taken_and_a_higher_epoch_is() {
+    for (epoch, revision) in [(2, 6), (1, 100), (0, 7)] {
+        let mut following = holding(table(2, 7));
+        let breach = take_all(&mut following, snapshot(CLUSTER, &table(epoch, revision))).unwrap_err();
+        assert!(matches!(breach, Breach::Older { .. }), "{breach}");
+        assert_eq!(position(&following), at(&table(2, 7)));
+    }
+    let mut following = holding(table(2, 7));
+    take_all(&mut following, snapshot(CLUSTER, &table(3, 2))).unwrap();
+    assert_eq!(position(&following), at(&table(3, 2)));
+}
+
+#[test]
+fn a_gap_is_refused_wherever_it_shows() {
+    let gaps = [
+        hello_frame(Mode::Resume, CLUSTER, 1, 4),
+        delta(4, 6),
+        delta(2, 6),
+        delta(3, 3),
+        bookmark(Revision(4), table(1, 4).digest()),
+    ];
+    for gap in gaps {
+        let mut following = holding(table(1, 3));
+        if !matches!(gap, Frame::Hello(_)) {
+            following.take(hello_frame(Mode::Resume, CLUSTER, 1, 3)).unwrap();
+        }
+        following.take(gap.clone()).expect_err(&format!("{gap:?}"));
+        assert_eq!(position(&following), at(&table(1, 3)));
+        // The stream is over: what follows a gap is not looked at.
+        following.take(delta(3, 4)).unwrap_err();
+        assert!(following.start("p0", true).has_table);
+    }
+}
+
+#[test]
+fn after_a_digest_mismatch_only_a_fresh_snapshot_will_do() {
+    let mut following = holding(table(1, 3));
+    following.take(hello_frame(Mode::Resume, CLUSTER, 1, 3)).unwrap();
+    let breach = following.take(bookmark(Revision(3), table(1, 2).digest())).unwrap_err();
+    assert!(matches!(breach, Breach::Digest { .. }) && breach.is_alarming());
+
+    let start = following.start("p0", true);
+    assert_eq!(
+        (start.has_table, start.cluster_id.as_str(), start.revision),
+        (false, "", 0)
+    );
+    following.take(hello_frame(Mode::Resume, CLUSTER, 1, 3)).unwrap_err();
+
+    following.start("p0", true);
+    take_all(&mut following, snapshot(CLUSTER, &table(1, 2))).unwrap_err();
+    assert_eq!(position(&following), at(&table(1, 3)));
+
+    following.start("p0", true);
+    take_all(&mut following, snapshot(CLUSTER, &table(1, 3))).unwrap();
+    assert!(following.start("p0", true).has_table);
+}
+
+#[test]
+fn a_committed_deletion_of_everything_is_taken_and_an_unexplained_one_is_not() {
+    let empty = |epoch, revision| Table::from_entries(Epoch(epoch), Revision(revision), []);
+    let mut following = holding(table(1, 3));
+    let breach = take_all(&mut following, snapshot(CLUSTER, &empty(1, 3))).unwrap_err();
+    assert_eq!(breach, Breach::Emptied { routes: 3 });
+    assert_eq!(position(&following), at(&table(1, 3)));
+
+    following.start("p0", true);
+    take_all(&mut following, snapshot(CLUSTER, &empty(1, 4))).unwrap();
+    assert_eq!(position(&following), at(&empty(1, 4)));
+}
+
+#[test]
+fn frames_out_of_place_are_refused() {
+    let bookmark = bookmark(Revision(3), table(1, 3).digest());
+    let resume = hello_frame(Mode::Resume, CLUSTER, 1, 3);
+    let chunk = snapshot(CLUSTER, &table(1, 4)).pop().unwrap();
+    for frames in [
+        vec![delta(3, 4)],
+        vec![bookmark],
+        vec![chunk.clone()],
+        vec![resume.clone(), resume.clone()],
+        vec![resume, chunk],
+        vec![hello_frame(Mode::Snapshot, CLUSTER, 1, 4), delta(3, 4)],
+        vec![hello_frame(Mode::Unspecified, CLUSTER, 1, 3)],
+        vec![hello_frame(Mode::Resume, "", 1, 3)],
+    ] {
+        let mut following = holding(table(1, 3));
+        take_all(&mut following, frames).unwrap_err();
+        assert_eq!(position(&following), at(&table(1, 3)));
+    }
+}

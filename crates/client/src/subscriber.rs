@@ -1,0 +1,366 @@
+//! Subscriber: snapshot and deltas become one current Table.
+
+use std::fmt;
+use std::panic::resume_unwind;
+use std::time::Duration;
+
+use holdfast_table::{Digest, Revision, Table};
+use holdfast_wire::proto::routes_client::RoutesClient;
+use holdfast_wire::proto::subscribe_response::Frame;
+use holdfast_wire::proto::{Ack, SubscribeRequest, SubscribeResponse, go_away, subscribe_request};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_stream::wrappers::WatchStream;
+use tokio_stream::{Stream, StreamExt as _};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::backoff::{Backoff, STREAM_CAP};
+use crate::endpoints::{Endpoints, MESSAGE_BYTES_MAX, Replica};
+use crate::following::{Breach, Following, Held, Step};
+use crate::live_table::LiveTable;
+
+/// From the first packet to a replica until its Hello.
+const HELLO: Duration = Duration::from_secs(3);
+/// A stream that is silent for so long is dead, whatever TCP says.
+const SILENCE: Duration = Duration::from_secs(3);
+/// Trouble that goes on is logged again after this.
+const SAME_NEWS: Duration = Duration::from_secs(30);
+/// Deltas from this many routes on are worked in on a thread of their own, beside the tasks that serve requests.
+const LARGE_DELTA: usize = 256;
+
+/// Who follows, and from where.
+#[derive(Clone, Debug)]
+pub struct SubscriberConfig {
+    /// The replicas; each can be followed.
+    pub endpoints: Endpoints,
+    /// Shown to operators; unique among subscribers by their care.
+    pub name: String,
+    /// True for a proxy, whose acknowledgement a write waits for.
+    pub proxy: bool,
+    /// What an earlier run had last: served at once, and gone on from.
+    pub cached: Option<Cached>,
+}
+
+/// A table from an earlier run. Its digest has been checked by whoever kept it.
+#[derive(Clone, Debug)]
+pub struct Cached {
+    /// Whose table it is: no other cluster's is taken after it.
+    pub cluster_id: String,
+    /// The table.
+    pub table: Table,
+}
+
+/// Where the table in use comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// There is no table.
+    None,
+    /// From an earlier run; no replica has confirmed it yet.
+    Cache,
+    /// From a replica, or confirmed by one. Stays so when the stream is lost.
+    Stream,
+}
+
+/// How good the table in use is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Freshness {
+    /// Where the table comes from.
+    pub source: Source,
+    /// True while a replica's stream is followed.
+    pub connected: bool,
+    /// Whose table it is.
+    pub cluster_id: Option<String>,
+    /// The name of the replica that is followed, or whose snapshot is arriving.
+    pub replica: Option<String>,
+    /// The last moment for which a replica has vouched that the table was the leader's. `None`: none has yet.
+    pub last_contact: Option<Instant>,
+}
+
+/// Follows the table of a cluster for as long as it runs, and never lets go of the last one it had.
+///
+/// Takes no other cluster's table once it has one, and nothing older than it has. On a lost or silent stream, a gap,
+/// damage, or a digest that disagrees, it goes to another replica and serves what it has meanwhile.
+#[derive(Debug)]
+pub struct Subscriber {
+    endpoints: Endpoints,
+    name: String,
+    proxy: bool,
+    following: Following,
+    table: LiveTable,
+    freshness: watch::Sender<Freshness>,
+    backoff: Backoff,
+    // When each kind of trouble was last logged.
+    alarmed: Option<Instant>,
+    lost: Option<Instant>,
+}
+
+/// Why a stream is over.
+#[derive(Debug)]
+enum End {
+    Lost(Status),
+    Closed,
+    NoHello,
+    Silent,
+    GoAway(go_away::Reason, Duration),
+    Breach(Breach),
+}
+
+impl Subscriber {
+    /// Serves the cached table, if there is one, and connects to nobody yet.
+    pub fn new(config: SubscriberConfig) -> Self {
+        let held = config
+            .cached
+            .map(|Cached { cluster_id, table }| Held { cluster_id, table });
+        let freshness = Freshness {
+            source: if held.is_some() { Source::Cache } else { Source::None },
+            connected: false,
+            cluster_id: held.as_ref().map(|held| held.cluster_id.clone()),
+            replica: None,
+            last_contact: None,
+        };
+        let table = held
+            .as_ref()
+            .map_or_else(LiveTable::empty, |held| held.table.clone().into());
+        Subscriber {
+            endpoints: config.endpoints,
+            name: config.name,
+            proxy: config.proxy,
+            following: Following::new(held),
+            table,
+            freshness: watch::Sender::new(freshness),
+            backoff: Backoff::new(STREAM_CAP),
+            alarmed: None,
+            lost: None,
+        }
+    }
+
+    /// The table, now and from now on.
+    pub fn table(&self) -> LiveTable {
+        self.table.clone()
+    }
+
+    /// How good the table is, now and from now on.
+    pub fn freshness(&self) -> watch::Receiver<Freshness> {
+        self.freshness.subscribe()
+    }
+
+    /// Follows until `shutdown` is cancelled. The table stays with those who have a handle.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let replicas = self.endpoints.replicas().to_vec();
+        // Subscribers that start together spread over the replicas.
+        let first = rand::random_range(0..replicas.len());
+        for replica in replicas.iter().cycle().skip(first) {
+            let visit = async {
+                let end = self.follow(replica).await;
+                let wait = self.ended(replica, &end);
+                tokio::time::sleep(wait).await;
+            };
+            if shutdown.run_until_cancelled(visit).await.is_none() {
+                break;
+            }
+        }
+        self.disconnected();
+    }
+
+    async fn follow(&mut self, replica: &Replica) -> End {
+        let hello_by = Instant::now() + HELLO;
+        let start = subscribe_request::Frame::Start(self.following.start(&self.name, self.proxy));
+        // The latest is enough: an acknowledgement stands for all before it.
+        let (acks, acked) = watch::channel(Acked::default());
+        let requests = tokio_stream::once(request(start))
+            .chain(WatchStream::from_changes(acked).map(|ack| request(subscribe_request::Frame::Ack(ack.into()))));
+        let mut client = RoutesClient::new(replica.channel()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        match timeout_at(hello_by, client.subscribe(requests)).await {
+            Err(_) => End::NoHello,
+            Ok(Err(status)) => End::Lost(status),
+            Ok(Ok(response)) => self.drive(response.into_inner(), hello_by, &acks).await,
+        }
+    }
+
+    /// Follows one stream to its end.
+    async fn drive(
+        &mut self,
+        mut frames: impl Stream<Item = Result<SubscribeResponse, Status>> + Unpin,
+        hello_by: Instant,
+        acks: &watch::Sender<Acked>,
+    ) -> End {
+        let mut next = timeout_at(hello_by, frames.next()).await.map_err(|_| End::NoHello);
+        loop {
+            let frame = match next {
+                Err(end) => return end,
+                Ok(None) => return End::Closed,
+                Ok(Some(Err(status))) => return End::Lost(status),
+                // A frame of a kind that is newer than we are says that the replica is there, and nothing else.
+                Ok(Some(Ok(SubscribeResponse { frame: None }))) => None,
+                Ok(Some(Ok(SubscribeResponse { frame }))) => frame,
+            };
+            if let Some(frame) = frame {
+                match self.take(frame).await {
+                    Ok(Step::GoAway { reason, retry_after }) => return End::GoAway(reason, retry_after),
+                    Ok(step) => self.step(step, acks),
+                    Err(breach) => return End::Breach(breach),
+                }
+            }
+            next = timeout(SILENCE, frames.next()).await.map_err(|_| End::Silent);
+        }
+    }
+
+    async fn take(&mut self, frame: Frame) -> Result<Step, Breach> {
+        let large = match &frame {
+            Frame::SnapshotChunk(_) => true,
+            Frame::Delta(delta) => delta.puts.len() + delta.deletes.len() >= LARGE_DELTA,
+            _ => false,
+        };
+        if !large {
+            return self.following.take(frame);
+        }
+        // Should this future be dropped meanwhile, what was followed is lost with it; the live table is not.
+        let mut following = std::mem::take(&mut self.following);
+        let work = tokio::task::spawn_blocking(move || {
+            let step = following.take(frame);
+            (following, step)
+        });
+        match work.await {
+            Ok((following, step)) => {
+                self.following = following;
+                step
+            }
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => resume_unwind(panic),
+                // Only a runtime that ends cancels such work, and then this task ends too.
+                Err(_) => std::future::pending().await,
+            },
+        }
+    }
+
+    fn step(&mut self, step: Step, acks: &watch::Sender<Acked>) {
+        let Some(held) = self.following.held() else {
+            if let Step::Hello { replica } = step {
+                self.freshness
+                    .send_modify(|freshness| freshness.replica = Some(replica));
+            }
+            return;
+        };
+        let acked = Acked {
+            revision: held.table.revision(),
+            digest: held.table.digest(),
+        };
+        match step {
+            Step::Hello { replica } => self
+                .freshness
+                .send_modify(|freshness| freshness.replica = Some(replica)),
+            Step::Partial | Step::GoAway { .. } => {}
+            Step::Resumed { replica } => {
+                tracing::info!(replica, revision = %acked.revision, "following from where the table is");
+                self.freshness.send_modify(|freshness| {
+                    freshness.source = Source::Stream;
+                    freshness.connected = true;
+                    freshness.replica = Some(replica);
+                });
+                acks.send_replace(acked);
+            }
+            Step::Moved => {
+                // Served before it is acknowledged.
+                self.table.replace(held.table.clone());
+                acks.send_replace(acked);
+                self.freshness.send_if_modified(|freshness| {
+                    if freshness.connected {
+                        return false;
+                    }
+                    tracing::info!(
+                        replica = freshness.replica,
+                        revision = %acked.revision,
+                        routes = held.table.len(),
+                        "following from a snapshot"
+                    );
+                    freshness.source = Source::Stream;
+                    freshness.connected = true;
+                    freshness.cluster_id = Some(held.cluster_id.clone());
+                    true
+                });
+            }
+            Step::Agreed { leader_contact_age } => {
+                self.backoff.reset();
+                let contact = leader_contact_age.and_then(|age| Instant::now().checked_sub(age));
+                self.freshness.send_if_modified(|freshness| {
+                    let newer = contact > freshness.last_contact;
+                    if newer {
+                        freshness.last_contact = contact;
+                    }
+                    newer
+                });
+            }
+        }
+    }
+
+    /// Takes note of a stream's end; returns how long to wait before the next one.
+    fn ended(&mut self, replica: &Replica, end: &End) -> Duration {
+        if self.disconnected() {
+            self.lost = None;
+        }
+        let (logged, alarming) = match end {
+            End::Breach(breach) if breach.is_alarming() => (&mut self.alarmed, true),
+            _ => (&mut self.lost, false),
+        };
+        let news = logged.is_none_or(|at| at.elapsed() >= SAME_NEWS);
+        if news {
+            *logged = Some(Instant::now());
+        }
+        match (news, alarming) {
+            (true, true) => tracing::error!(%replica, "not taken, the table in use stays: {end}"),
+            (true, false) => tracing::warn!(%replica, "not following, the table in use stays: {end}"),
+            (false, _) => tracing::debug!(%replica, "not following: {end}"),
+        }
+        let wait = self.backoff.next_wait();
+        match end {
+            End::GoAway(_, retry_after) => wait.max((*retry_after).min(STREAM_CAP)),
+            _ => wait,
+        }
+    }
+
+    /// Returns whether a stream was followed until now.
+    fn disconnected(&self) -> bool {
+        let mut was_connected = false;
+        self.freshness.send_if_modified(|freshness| {
+            was_connected = std::mem::take(&mut freshness.connected);
+            freshness.replica.take().is_some() || was_connected
+        });
+        was_connected
+    }
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            End::Lost(status) => write!(f, "{:?}: {}", status.code(), status.message()),
+            End::Closed => f.write_str("the replica ended the stream"),
+            End::NoHello => write!(f, "no Hello within {} s", HELLO.as_secs()),
+            End::Silent => write!(f, "silent for {} s", SILENCE.as_secs()),
+            End::GoAway(reason, _) => write!(f, "sent away: {}", reason.as_str_name()),
+            End::Breach(breach) => breach.fmt(f),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Acked {
+    revision: Revision,
+    digest: Digest,
+}
+
+impl From<Acked> for Ack {
+    fn from(acked: Acked) -> Self {
+        Ack {
+            revision: acked.revision.0,
+            digest: acked.digest.to_bytes().to_vec().into(),
+        }
+    }
+}
+
+fn request(frame: subscribe_request::Frame) -> SubscribeRequest {
+    SubscribeRequest { frame: Some(frame) }
+}
+
+#[cfg(test)]
+mod tests;

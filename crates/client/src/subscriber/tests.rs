@@ -1,0 +1,328 @@
+use super::*;
+use crate::testing::{Relay, ScriptedReplica, SubscribeCall, bookmark, delta, hello, snapshot, soon, table};
+use holdfast_wire::proto::hello::Mode;
+use holdfast_wire::proto::{GoAway, go_away};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+
+const CLUSTER: &str = "c-1";
+
+/// A subscriber that runs until this is dropped.
+struct Running {
+    table: LiveTable,
+    freshness: watch::Receiver<Freshness>,
+    _task: JoinSet<()>,
+}
+
+fn subscriber(replicas: &[&ScriptedReplica], cached: Option<Table>) -> Subscriber {
+    let addresses: Vec<_> = replicas.iter().map(|replica| replica.address.as_str()).collect();
+    configured(&addresses, cached)
+}
+
+fn configured(addresses: &[&str], cached: Option<Table>) -> Subscriber {
+    Subscriber::new(SubscriberConfig {
+        endpoints: Endpoints::parse(addresses).unwrap(),
+        name: "p0".into(),
+        proxy: true,
+        cached: cached.map(|table| Cached {
+            cluster_id: CLUSTER.into(),
+            table,
+        }),
+    })
+}
+
+fn run(replicas: &[&ScriptedReplica], cached: Option<Table>) -> Running {
+    started(subscriber(replicas, cached))
+}
+
+fn started(subscriber: Subscriber) -> Running {
+    let (table, freshness) = (subscriber.table(), subscriber.freshness());
+    let mut task = JoinSet::new();
+    task.spawn(subscriber.run(CancellationToken::new()));
+    Running {
+        table,
+        freshness,
+        _task: task,
+    }
+}
+
+impl Running {
+    fn serves(&self, table: &Table) {
+        let served = self.table.load().expect("a table");
+        assert_eq!(
+            (served.epoch(), served.revision(), served.digest(), served.len()),
+            (table.epoch(), table.revision(), table.digest(), table.len())
+        );
+    }
+
+    async fn until(&mut self, what: impl FnMut(&Freshness) -> bool) -> Freshness {
+        soon(self.freshness.wait_for(what)).await.unwrap().clone()
+    }
+}
+
+/// The next stream, at whichever of the two it comes.
+async fn either(a: &mut ScriptedReplica, b: &mut ScriptedReplica) -> (SubscribeCall, bool) {
+    soon(async {
+        tokio::select! {
+            call = a.subscribes.recv() => (call.unwrap(), true),
+            call = b.subscribes.recv() => (call.unwrap(), false),
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_snapshot_then_deltas_each_served_before_it_is_acknowledged() {
+    let mut a = ScriptedReplica::start().await;
+    let mut running = run(&[&a], None);
+    assert!(running.table.current().is_none());
+    assert_eq!(running.freshness.borrow().source, Source::None);
+    let mut positions = running.table.watch();
+
+    let mut call = a.subscribe().await;
+    assert!(!call.start.has_table && call.start.proxy && call.start.name == "p0");
+    call.send(snapshot(CLUSTER, &table(1, 10))).await;
+    call.acked(&table(1, 10)).await;
+    running.serves(&table(1, 10));
+    call.send([delta(10, 11), delta(11, 600)]).await;
+    call.acked(&table(1, 600)).await;
+    running.serves(&table(1, 600));
+    soon(positions.wait_for(|position| position.is_some_and(|(_, revision)| revision.0 == 600)))
+        .await
+        .unwrap();
+
+    call.send([bookmark(Revision(600), table(1, 600).digest())]).await;
+    let fresh = running.until(|fresh| fresh.last_contact.is_some()).await;
+    assert_eq!((fresh.source, fresh.connected), (Source::Stream, true));
+    assert_eq!(
+        (fresh.cluster_id.as_deref(), fresh.replica.as_deref()),
+        (Some(CLUSTER), Some("r0"))
+    );
+}
+
+#[tokio::test]
+async fn the_last_table_is_kept_while_the_stream_is_down_and_gone_on_from() {
+    let mut a = ScriptedReplica::start().await;
+    let mut running = run(&[&a], None);
+    let mut call = a.subscribe().await;
+    call.send(snapshot(CLUSTER, &table(1, 10))).await;
+    call.acked(&table(1, 10)).await;
+    running.until(|fresh| fresh.connected).await;
+    drop(call);
+    let fresh = running.until(|fresh| !fresh.connected).await;
+    assert_eq!((fresh.source, fresh.replica), (Source::Stream, None));
+    running.serves(&table(1, 10));
+
+    let mut call = a.subscribe().await;
+    let start = &call.start;
+    assert_eq!(
+        (start.has_table, start.cluster_id.as_str(), start.epoch, start.revision),
+        (true, CLUSTER, 1, 10)
+    );
+    call.send([hello(Mode::Resume, CLUSTER, 1, 10), delta(10, 12)]).await;
+    call.acked(&table(1, 12)).await;
+    running.serves(&table(1, 12));
+}
+
+#[tokio::test]
+async fn a_cut_connection_is_made_again_as_soon_as_it_can_be() {
+    let mut a = ScriptedReplica::start().await;
+    let relay = Relay::start("127.0.0.1:0", &a.address).await;
+    let subscriber = configured(&[&relay.address], Some(table(1, 10)));
+    let mut running = started(subscriber);
+    let call = a.subscribe().await;
+    call.send([hello(Mode::Resume, CLUSTER, 1, 10)]).await;
+    running.until(|fresh| fresh.connected).await;
+
+    let address = relay.address.clone();
+    drop(relay);
+    running.until(|fresh| !fresh.connected).await;
+    running.serves(&table(1, 10));
+
+    let _relay = Relay::start(&address, &a.address).await;
+    let mut call = a.subscribe().await;
+    assert_eq!(call.start.revision, 10);
+    call.send([hello(Mode::Resume, CLUSTER, 1, 10), delta(10, 11)]).await;
+    call.acked(&table(1, 11)).await;
+    running.serves(&table(1, 11));
+}
+
+#[tokio::test]
+async fn a_cached_table_is_served_at_once_and_resumed_by_revision() {
+    let mut a = ScriptedReplica::start().await;
+    let mut running = run(&[&a], Some(table(1, 10)));
+    running.serves(&table(1, 10));
+    assert_eq!(running.freshness.borrow().source, Source::Cache);
+
+    let mut call = a.subscribe().await;
+    assert_eq!((call.start.has_table, call.start.revision), (true, 10));
+    call.send([hello(Mode::Resume, CLUSTER, 1, 10)]).await;
+    call.acked(&table(1, 10)).await;
+    let fresh = running.until(|fresh| fresh.connected).await;
+    assert_eq!(fresh.source, Source::Stream);
+    running.serves(&table(1, 10));
+}
+
+#[tokio::test]
+async fn after_a_gap_another_replica_is_asked_for_what_is_missing() {
+    let (mut a, mut b) = (ScriptedReplica::start().await, ScriptedReplica::start().await);
+    let running = run(&[&a, &b], Some(table(1, 10)));
+    let (call, at_a) = either(&mut a, &mut b).await;
+    call.send([hello(Mode::Resume, CLUSTER, 1, 10), delta(11, 12)]).await;
+    let mut call = if at_a { b.subscribe().await } else { a.subscribe().await };
+    assert_eq!((call.start.has_table, call.start.revision), (true, 10));
+    running.serves(&table(1, 10));
+    call.send([hello(Mode::Resume, CLUSTER, 1, 10), delta(10, 12)]).await;
+    call.acked(&table(1, 12)).await;
+    running.serves(&table(1, 12));
+}
+
+#[tokio::test]
+async fn a_digest_that_disagrees_leads_to_a_fresh_snapshot_and_the_old_table_serves_until_it_is_whole() {
+    let mut a = ScriptedReplica::start().await;
+    let running = run(&[&a], Some(table(1, 10)));
+    let call = a.subscribe().await;
+    call.send([
+        hello(Mode::Resume, CLUSTER, 1, 10),
+        bookmark(Revision(10), table(1, 9).digest()),
+    ])
+    .await;
+
+    // The first snapshot that comes is damaged.
+    let call = a.subscribe().await;
+    assert!(!call.start.has_table);
+    let mut frames = snapshot(CLUSTER, &table(1, 11));
+    if let Some(Frame::SnapshotChunk(chunk)) = frames.last_mut() {
+        chunk.checksum ^= 1;
+    }
+    call.send(frames).await;
+
+    let mut call = a.subscribe().await;
+    assert!(!call.start.has_table);
+    running.serves(&table(1, 10));
+    call.send(snapshot(CLUSTER, &table(1, 11))).await;
+    call.acked(&table(1, 11)).await;
+    running.serves(&table(1, 11));
+}
+
+#[tokio::test]
+async fn another_cluster_and_an_older_table_are_never_taken() {
+    let mut a = ScriptedReplica::start().await;
+    let running = run(&[&a], Some(table(2, 10)));
+    for frames in [
+        snapshot("c-2", &table(3, 99)),
+        snapshot(CLUSTER, &table(2, 9)),
+        snapshot(CLUSTER, &table(1, 99)),
+    ] {
+        let mut call = a.subscribe().await;
+        assert_eq!((call.start.cluster_id.as_str(), call.start.revision), (CLUSTER, 10));
+        call.send(frames.into_iter().take(1)).await;
+        assert_eq!(call.ack().await, None);
+        running.serves(&table(2, 10));
+        assert_eq!(running.freshness.borrow().source, Source::Cache);
+    }
+}
+
+#[tokio::test]
+async fn a_replica_that_sends_us_away_is_left() {
+    let (mut a, mut b) = (ScriptedReplica::start().await, ScriptedReplica::start().await);
+    let running = run(&[&a, &b], Some(table(1, 10)));
+    let (call, at_a) = either(&mut a, &mut b).await;
+    let go_away = GoAway {
+        reason: go_away::Reason::Shutdown.into(),
+        retry_after_ms: 10,
+    };
+    call.send([hello(Mode::Resume, CLUSTER, 1, 10), Frame::GoAway(go_away)])
+        .await;
+    let call = if at_a { b.subscribe().await } else { a.subscribe().await };
+    assert_eq!(call.start.revision, 10);
+    running.serves(&table(1, 10));
+}
+
+/// One stream in memory, so that the clock may be paused: what `drive` returns, and when.
+async fn driven(
+    subscriber: &mut Subscriber,
+    script: impl AsyncFnOnce(mpsc::Sender<Result<SubscribeResponse, Status>>),
+) -> (End, Duration) {
+    let (frames, frames_out) = mpsc::channel(16);
+    let (acks, _acked) = watch::channel(Acked::default());
+    subscriber.following.start("p0", true);
+    let begun = Instant::now();
+    let drive = subscriber.drive(ReceiverStream::new(frames_out), begun + HELLO, &acks);
+    let (end, ()) = tokio::join!(drive, script(frames));
+    (end, begun.elapsed())
+}
+
+async fn send(frames: &mpsc::Sender<Result<SubscribeResponse, Status>>, frame: Frame) {
+    // Fails if the stream is over, which the test looks at afterwards.
+    let _ = frames.send(Ok(SubscribeResponse { frame: Some(frame) })).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn three_seconds_of_silence_end_a_stream_and_bookmarks_keep_it() {
+    let mut subscriber = configured(&["127.0.0.1:1"], Some(table(1, 10)));
+    let (end, took) = driven(&mut subscriber, async |frames| {
+        send(&frames, hello(Mode::Resume, CLUSTER, 1, 10)).await;
+        for _ in 0..10 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            send(&frames, bookmark(Revision(10), table(1, 10).digest())).await;
+        }
+        frames.closed().await;
+    })
+    .await;
+    assert!(matches!(end, End::Silent), "{end}");
+    assert_eq!(took.as_secs(), 10 + SILENCE.as_secs());
+    let fresh = subscriber.freshness.borrow().clone();
+    assert!(fresh.last_contact.unwrap().elapsed() >= SILENCE);
+    assert_eq!(subscriber.table().load().unwrap().revision(), Revision(10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hello_must_come_in_time() {
+    let mut subscriber = configured(&["127.0.0.1:1"], None);
+    let (end, took) = driven(&mut subscriber, async |frames| frames.closed().await).await;
+    assert!(matches!(end, End::NoHello), "{end}");
+    assert_eq!(took.as_secs(), HELLO.as_secs());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_age_that_nobody_knows_proves_no_contact() {
+    let mut subscriber = configured(&["127.0.0.1:1"], Some(table(1, 10)));
+    driven(&mut subscriber, async |frames| {
+        send(&frames, hello(Mode::Resume, CLUSTER, 1, 10)).await;
+        let Frame::Bookmark(mut orphaned) = bookmark(Revision(10), table(1, 10).digest()) else {
+            return;
+        };
+        orphaned.leader_known = false;
+        send(&frames, Frame::Bookmark(orphaned)).await;
+    })
+    .await;
+    assert_eq!(subscriber.freshness.borrow().last_contact, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn waits_between_streams_grow_and_a_wish_to_wait_is_bounded() {
+    let mut subscriber = configured(&["127.0.0.1:1"], None);
+    let replica = subscriber.endpoints.replicas()[0].clone();
+    assert!(subscriber.ended(&replica, &End::Closed) <= crate::backoff::BASE);
+    for _ in 0..20 {
+        assert!(subscriber.ended(&replica, &End::Closed) <= STREAM_CAP);
+    }
+    let go_away = End::GoAway(go_away::Reason::Behind, Duration::from_secs(3600));
+    assert_eq!(subscriber.ended(&replica, &go_away), STREAM_CAP);
+}
+
+#[tokio::test]
+async fn a_cancelled_subscriber_ends_and_leaves_its_table() {
+    let mut a = ScriptedReplica::start().await;
+    let subscriber = subscriber(&[&a], Some(table(1, 10)));
+    let live = subscriber.table();
+    let shutdown = CancellationToken::new();
+    let script = async {
+        let _call = a.subscribe().await;
+        shutdown.cancel();
+    };
+    soon(async { tokio::join!(subscriber.run(shutdown.clone()), script) }).await;
+    assert_eq!(live.load().unwrap().revision(), Revision(10));
+}

@@ -1,0 +1,229 @@
+//! The commands; the path of a file is the command.
+
+mod completion;
+mod proxy;
+mod replica;
+mod routes;
+mod status;
+mod up;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use holdfast_client::Endpoints;
+use holdfast_table::Namespace;
+
+use crate::config::{self, Settings, parse};
+use crate::logging::{self, LogFormat, LogLevel};
+
+/// A highly available routing table for JupyterHub: three small replicas keep it, thin proxies serve from it.
+///
+/// Every flag `--some-thing` is also the environment variable HOLDFAST_SOME_THING and the key `some-thing` of a TOML
+/// file given by --config. Flags win over the environment, the environment over the file.
+///
+/// Exit codes: 0 done, 1 failed, 2 a mistake in the settings (see `holdfast status --help` for that command's own).
+#[derive(Debug, Parser)]
+#[command(
+    name = "holdfast",
+    version,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Replica(replica::ReplicaArgs),
+    Proxy(proxy::ProxyArgs),
+    Up(up::UpArgs),
+    Status(status::StatusArgs),
+    Routes(routes::RoutesArgs),
+    Completion(completion::CompletionArgs),
+}
+
+/// Runs what the command line asks for.
+///
+/// # Errors
+/// [`config::Mistakes`] in the settings, or why the command failed.
+pub fn run() -> anyhow::Result<ExitCode> {
+    let line: Vec<OsString> = std::env::args_os().collect();
+    let loaded = config::load(Cli::command(), &line)
+        .and_then(|(matches, settings)| Ok((Cli::from_arg_matches(&matches)?, settings)));
+    let (cli, settings) = match loaded {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            // Help as well. Nobody reads what a closed pipe does not take.
+            let _ = error.print();
+            return Ok(ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(crate::USAGE)));
+        }
+    };
+    match cli.command {
+        Command::Replica(args) => replica::run(args, settings),
+        Command::Proxy(args) => proxy::run(args, settings),
+        Command::Up(args) => up::run(args, settings),
+        Command::Status(args) => status::run(args, settings),
+        Command::Routes(args) => routes::run(args, settings),
+        Command::Completion(args) => completion::run(args, settings),
+    }
+}
+
+/// Runs an async command to its end.
+fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("the asynchronous runtime cannot start")?
+        .block_on(command)
+}
+
+/// What every command takes.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Configuration and logs")]
+struct CommonArgs {
+    /// Reads settings from this TOML file; its keys are the flags' names without dashes in front. An unknown key is an
+    /// error.
+    #[arg(long, env = "HOLDFAST_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// How log lines look on standard error: text, or json (one object per line).
+    #[arg(long, env = "HOLDFAST_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    log_format: String,
+
+    /// What is logged: off, error, warn, info, debug or trace, or directives like info,holdfast_proxy=debug.
+    /// [default: info for replica, proxy and up; warn for the others]
+    #[arg(long, env = "HOLDFAST_LOG", value_name = "LEVEL")]
+    log_level: Option<String>,
+}
+
+/// How to log.
+#[derive(Debug)]
+struct Common {
+    format: LogFormat,
+    level: LogLevel,
+}
+
+impl CommonArgs {
+    fn read(&self, settings: &mut Settings, default_level: &str) -> Option<Common> {
+        // Named by clap already, read by `config::load`.
+        let _ = &self.config;
+        let format = settings.read("log-format", &self.log_format, LogFormat::parse);
+        let level = self.log_level.as_deref().unwrap_or(default_level);
+        let level = settings.read("log-level", level, LogLevel::parse);
+        Some(Common {
+            format: format?,
+            level: level?,
+        })
+    }
+}
+
+impl Common {
+    fn start_logging(&self) {
+        logging::start(self.format, &self.level);
+    }
+}
+
+/// What every command takes that asks a cluster.
+#[derive(Debug, Args)]
+struct ClientArgs {
+    /// Client addresses of the replicas, comma-separated. Any of them will do; more of them help when one is down.
+    #[arg(
+        long,
+        env = "HOLDFAST_ENDPOINTS",
+        value_name = "HOST:PORT,...",
+        default_value = "127.0.0.1:7011"
+    )]
+    endpoints: String,
+
+    /// Gives up after this long. An election takes well under a second, so this is for what does not heal by itself.
+    #[arg(long, env = "HOLDFAST_TIMEOUT", value_name = "DURATION", default_value = "10s")]
+    timeout: String,
+
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// Whom to ask, and for how long.
+#[derive(Debug)]
+struct Client {
+    endpoints: Endpoints,
+    timeout: Duration,
+    common: Common,
+}
+
+impl ClientArgs {
+    fn read(&self, settings: &mut Settings) -> Option<Client> {
+        let endpoints = settings.read("endpoints", &self.endpoints, parse::endpoints);
+        let timeout = settings.read("timeout", &self.timeout, parse::positive_duration);
+        let common = self.common.read(settings, "warn");
+        Some(Client {
+            endpoints: endpoints?,
+            timeout: timeout?,
+            common: common?,
+        })
+    }
+}
+
+impl Client {
+    /// For error texts: whom we asked.
+    fn asked(&self) -> String {
+        self.endpoints.addresses().collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// `*` means every namespace: `None`.
+fn any_namespace(text: &str) -> Result<Option<Namespace>, String> {
+    match text {
+        "*" => Ok(None),
+        text => one_namespace(text).map(Some),
+    }
+}
+
+fn one_namespace(text: &str) -> Result<Namespace, String> {
+    Namespace::parse(text).map_err(|error| error.problem)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_is_a_variable_too() {
+        fn check(command: &clap::Command, seen: &mut usize) {
+            for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
+                let Some(flag) = arg.get_long().filter(|flag| !matches!(*flag, "help" | "version")) else {
+                    continue;
+                };
+                let expected = config::variable(flag);
+                assert_eq!(
+                    arg.get_env(),
+                    Some(expected.as_ref()),
+                    "{} --{flag}",
+                    command.get_name()
+                );
+                assert_eq!(arg.get_id().as_str(), flag.replace('-', "_"), "{}", command.get_name());
+                assert!(
+                    arg.get_help().is_some(),
+                    "{} --{flag} explains nothing",
+                    command.get_name()
+                );
+                *seen += 1;
+            }
+            command.get_subcommands().for_each(|deeper| check(deeper, seen));
+        }
+        let mut seen = 0;
+        check(&Cli::command(), &mut seen);
+        assert!(seen > 40, "{seen}");
+    }
+}

@@ -1,0 +1,218 @@
+//! `holdfast replica`: one member of the cluster.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use holdfast_replica::{ClusterConfig, ConfigError, ReplicaConfig};
+use tokio::task::JoinSet;
+
+use super::{Common, CommonArgs, block_on};
+use crate::config::{Mistakes, Settings, parse};
+use crate::limits;
+use crate::shutdown::Stop;
+
+/// Runs one replica: it keeps the routes on disk together with its peers, and answers hubs, proxies and operators.
+///
+/// The same --peers, --heartbeat and --election-timeout on all. The first start waits until all peers answer and all
+/// are empty; then the cluster forms by itself, once. SIGTERM hands leadership over, sends the proxies to the others
+/// and ends; a second one ends at once.
+#[derive(Debug, Args)]
+pub struct ReplicaArgs {
+    /// This replica's name; one of those in --peers.
+    #[arg(long, env = "HOLDFAST_NAME", value_name = "NAME")]
+    name: Option<String>,
+
+    /// Where it keeps its identity, its log and its table. It is made if it is missing; it belongs to one replica of
+    /// one cluster for ever.
+    #[arg(long, env = "HOLDFAST_DATA_DIR", value_name = "DIR")]
+    data_dir: Option<String>,
+
+    /// Every replica's name and peer address, this one included: the same list on all. One entry makes a cluster of
+    /// one.
+    #[arg(long, env = "HOLDFAST_PEERS", value_name = "NAME=HOST:PORT,...")]
+    peers: Option<String>,
+
+    /// Where hubs, proxies and commands are answered: gRPC (Routes, Cluster, health, reflection). Without TLS and
+    /// without authentication.
+    #[arg(
+        long,
+        env = "HOLDFAST_LISTEN_CLIENT",
+        value_name = "IP:PORT",
+        default_value = "127.0.0.1:7011"
+    )]
+    listen_client: String,
+
+    /// Where the other replicas are answered: gRPC (Raft). Nobody else may reach it.
+    #[arg(
+        long,
+        env = "HOLDFAST_LISTEN_PEER",
+        value_name = "IP:PORT",
+        default_value = "127.0.0.1:7012"
+    )]
+    listen_peer: String,
+
+    /// Where probes and monitoring are answered: HTTP /livez, /readyz, /metrics. Empty: nowhere.
+    #[arg(
+        long,
+        env = "HOLDFAST_LISTEN_ADMIN",
+        value_name = "IP:PORT",
+        default_value = "127.0.0.1:7013"
+    )]
+    listen_admin: String,
+
+    /// The client address that hubs and proxies are told, where it is another than --listen-client.
+    /// [default: --listen-client]
+    #[arg(long, env = "HOLDFAST_ADVERTISE_CLIENT", value_name = "HOST:PORT")]
+    advertise_client: Option<String>,
+
+    /// Time between two heartbeats of the leader. The same on all replicas; at most half of the shortest election
+    /// timeout.
+    #[arg(long, env = "HOLDFAST_HEARTBEAT", value_name = "DURATION", default_value = "50ms")]
+    heartbeat: String,
+
+    /// How long a replica hears nothing from a leader before it asks for an election: a random time in this range, so
+    /// that not all ask at once. The same on all replicas.
+    #[arg(
+        long,
+        env = "HOLDFAST_ELECTION_TIMEOUT",
+        value_name = "FROM..TO",
+        default_value = "120ms..200ms"
+    )]
+    election_timeout: String,
+
+    /// Ends in good order when standard input ends. `holdfast up` holds the other end of it.
+    #[arg(long, hide = true)]
+    exit_with_parent: bool,
+
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// Runs the command.
+pub fn run(args: ReplicaArgs, mut settings: Settings) -> anyhow::Result<ExitCode> {
+    let (config, common) = read(&args, &mut settings)?;
+    common.start_logging();
+    limits::raise_open_files();
+    block_on(async {
+        let mut tasks = JoinSet::new();
+        let stop = Stop::on_signals(&mut tasks)?;
+        if args.exit_with_parent {
+            stop.with_parent(&mut tasks)?;
+        }
+        let replica = async {
+            let replica = config.build().await?;
+            replica.run(stop.gracefully.clone()).await?;
+            anyhow::Ok(())
+        };
+        stop.run(replica).await
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read(args: &ReplicaArgs, settings: &mut Settings) -> Result<(ReplicaConfig, Common), Mistakes> {
+    let name = settings.read_required(
+        "name",
+        args.name.as_deref(),
+        "give this replica's name, like r0",
+        parse::name,
+    );
+    let data_dir = args.data_dir.as_deref();
+    let data_dir = settings.read_required(
+        "data-dir",
+        data_dir,
+        "give a directory of this replica alone",
+        parse::directory,
+    );
+    let hint = "list every replica's name and peer address, like r0=10.0.0.1:7012,r1=10.0.0.2:7012,r2=10.0.0.3:7012";
+    let peers = settings.read_required("peers", args.peers.as_deref(), hint, parse::peers);
+    if let (Some(name), Some(peers)) = (&name, &peers)
+        && !peers.iter().any(|peer| peer.name == *name)
+    {
+        let names: Vec<_> = peers.iter().map(|peer| peer.name.as_str()).collect();
+        let problem = format!(
+            "--peers does not name this replica, only {}: spell both alike",
+            names.join(", ")
+        );
+        settings.refuse("name", name, &problem);
+    }
+
+    let listen_client = settings.read("listen-client", &args.listen_client, parse::listen_address);
+    let listen_peer = settings.read("listen-peer", &args.listen_peer, parse::listen_address);
+    let listen_admin = match args.listen_admin.as_str() {
+        "" => Some(None),
+        address => settings.read("listen-admin", address, parse::listen_address).map(Some),
+    };
+    for (flag, text, address, before) in [
+        (
+            "listen-peer",
+            &args.listen_peer,
+            listen_peer,
+            vec![("listen-client", listen_client)],
+        ),
+        (
+            "listen-admin",
+            &args.listen_admin,
+            listen_admin.flatten(),
+            vec![("listen-client", listen_client), ("listen-peer", listen_peer)],
+        ),
+    ] {
+        let taken = before
+            .iter()
+            .find(|(_, other)| address.is_some_and(|address| address.port() != 0) && *other == address);
+        if let Some((other, _)) = taken {
+            settings.refuse(
+                flag,
+                text,
+                &format!("--{other} has the same address: give each listener its own"),
+            );
+        }
+    }
+
+    let advertise_client =
+        settings.read_optional("advertise-client", args.advertise_client.as_deref(), parse::host_port);
+    if let (Some(None), Some(listen), Some(peers)) = (&advertise_client, listen_client, &peers)
+        && listen.ip().is_unspecified()
+        && peers.len() > 1
+    {
+        let problem = "nobody can connect to this address: say with --advertise-client what others are to use";
+        settings.refuse("listen-client", &args.listen_client, problem);
+    }
+
+    let heartbeat = settings.read("heartbeat", &args.heartbeat, parse::positive_duration);
+    let election_timeout = settings.read("election-timeout", &args.election_timeout, parse::duration_range);
+    if let (Some(heartbeat), Some(election)) = (heartbeat, &election_timeout)
+        && heartbeat * 2 > election.start
+    {
+        let problem = format!(
+            "--heartbeat is {}: one lost heartbeat would mean an election. Give at least twice that",
+            args.heartbeat
+        );
+        settings.refuse("election-timeout", &args.election_timeout, &problem);
+    }
+
+    let common = args.common.read(settings, "info");
+    let config = (|| {
+        let config = ReplicaConfig {
+            cluster: ClusterConfig {
+                peers: peers?,
+                heartbeat: heartbeat?,
+                election_timeout: election_timeout?,
+            },
+            name: name?,
+            data_dir: data_dir?,
+            listen_client: listen_client?,
+            listen_peer: listen_peer?,
+            listen_admin: listen_admin?,
+            advertise_client: advertise_client?,
+        };
+        Some((config, common?))
+    })();
+    if let Some((config, _)) = &config
+        && !settings.has_mistakes()
+    {
+        for ConfigError { field, value, problem } in config.problems() {
+            settings.refuse(field, &value, &problem);
+        }
+    }
+    settings.finish(config)
+}

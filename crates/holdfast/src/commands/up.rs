@@ -1,0 +1,241 @@
+//! `holdfast up`: a whole cluster on one machine, by one command.
+
+mod claim;
+mod plan;
+mod readiness;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, anyhow, bail};
+use clap::Args;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::claim::Claim;
+use self::plan::Plan;
+use super::{Common, CommonArgs, block_on};
+use crate::config::{Mistakes, Settings, parse};
+use crate::shutdown::Stop;
+use crate::supervise::{States, Supervisor};
+use crate::{limits, output};
+
+/// More than this on one machine helps nobody.
+const PROXIES_MAX: u16 = 64;
+
+/// Runs a whole Holdfast on this machine, for one hub or to try it.
+///
+/// One replica and one proxy run within this process; more of them run as processes of their own, each started again
+/// when it dies. Replica i listens on 127.0.0.1, on the ports --base-port + 10 i (API), + 1 (peers) and + 2 (probes);
+/// proxy j serves users on --port + j and probes on 127.0.0.1, --proxy-admin-base + j.
+///
+/// Prints one line, `holdfast is up: URL,... api=HOST:PORT,...`, once all of it answers. SIGTERM or Ctrl-C stops
+/// everything in good order, a second one at once; if this process is killed, the others end by themselves. The routes
+/// stay in --data-dir.
+#[derive(Debug, Args)]
+pub struct UpArgs {
+    /// Where everything is kept: r0, r1, ... of the replicas, p0, p1, ... of the proxies, and up.json, which says while
+    /// this runs what listens where. It is made if it is missing.
+    #[arg(long, env = "HOLDFAST_DATA_DIR", value_name = "DIR")]
+    data_dir: Option<String>,
+
+    /// How many replicas: 1, or 3 so that it goes on when one process dies. For good: the data directory keeps it.
+    #[arg(long, env = "HOLDFAST_REPLICAS", value_name = "1|3", default_value = "1")]
+    replicas: String,
+
+    /// How many proxies, from 1 to 64.
+    #[arg(long, env = "HOLDFAST_PROXIES", value_name = "COUNT", default_value = "1")]
+    proxies: String,
+
+    /// Serves users on this address. [default: every address]
+    #[arg(long, env = "HOLDFAST_IP", value_name = "IP")]
+    ip: Option<String>,
+
+    /// Serves users on this port, and on those after it if there are more proxies.
+    #[arg(long, env = "HOLDFAST_PORT", value_name = "PORT", default_value = "8000")]
+    port: String,
+
+    /// The first port of the replicas.
+    #[arg(long, env = "HOLDFAST_BASE_PORT", value_name = "PORT", default_value = "7011")]
+    base_port: String,
+
+    /// The first port of the proxies' probes, metrics and status.
+    #[arg(long, env = "HOLDFAST_PROXY_ADMIN_BASE", value_name = "PORT", default_value = "8100")]
+    proxy_admin_base: String,
+
+    /// When stopping: how long the proxies go on as before. For a load balancer before them, which one machine rarely
+    /// has.
+    #[arg(long, env = "HOLDFAST_DRAIN_DELAY", value_name = "DURATION", default_value = "0s")]
+    drain_delay: String,
+
+    /// When stopping: how long requests and WebSockets may take to end by themselves.
+    #[arg(long, env = "HOLDFAST_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "10s")]
+    drain_timeout: String,
+
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// Runs the command.
+pub fn run(args: UpArgs, mut settings: Settings) -> anyhow::Result<ExitCode> {
+    let (plan, common) = read(&args, &mut settings)?;
+    common.start_logging();
+    limits::raise_open_files();
+    let claim = Claim::take(&plan)?;
+    plan.check_ports()?;
+    block_on(async {
+        let mut tasks = JoinSet::new();
+        let stop = Stop::on_signals(&mut tasks)?;
+        let result = match plan.is_embedded() {
+            true => stop.run(embedded(&plan, &claim, &stop.gracefully)).await,
+            false => supervised(&plan, &claim, &stop).await,
+        };
+        claim.release();
+        result
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read(args: &UpArgs, settings: &mut Settings) -> Result<(Plan, Common), Mistakes> {
+    let data_dir = args.data_dir.as_deref();
+    let data_dir = settings.read_required(
+        "data-dir",
+        data_dir,
+        "give a directory, like holdfast-data",
+        parse::directory,
+    );
+    let replicas = settings.read("replicas", &args.replicas, |text| match text {
+        "1" => Ok(1),
+        "3" => Ok(3),
+        _ => Err("must be 1 or 3: two or four bear no more failures than one or three".to_owned()),
+    });
+    let proxies = settings.read("proxies", &args.proxies, |text| match text.parse() {
+        Ok(count @ 1..=PROXIES_MAX) => Ok(count),
+        _ => Err(format!("must be a number from 1 to {PROXIES_MAX}")),
+    });
+    let ip = settings.read("ip", args.ip.as_deref().unwrap_or_default(), parse::ip);
+    let port = settings.read("port", &args.port, parse::first_port);
+    let base_port = settings.read("base-port", &args.base_port, parse::first_port);
+    let proxy_admin_base = settings.read("proxy-admin-base", &args.proxy_admin_base, parse::first_port);
+    let drain_delay = settings.read("drain-delay", &args.drain_delay, parse::duration);
+    let drain_timeout = settings.read("drain-timeout", &args.drain_timeout, parse::duration);
+    let common = args.common.read(settings, "info");
+    let plan = (|| {
+        Some(Plan {
+            data_dir: data_dir?,
+            replicas: replicas?,
+            proxies: proxies?,
+            ip: ip?,
+            port: port?,
+            base_port: base_port?,
+            proxy_admin_base: proxy_admin_base?,
+            drain_delay: drain_delay?,
+            drain_timeout: drain_timeout?,
+            log_format: args.common.log_format.clone(),
+            log_level: args.common.log_level.clone().unwrap_or_else(|| "info".to_owned()),
+        })
+    })();
+    for (flag, problem) in plan.iter().flat_map(Plan::problems) {
+        let value = match flag {
+            "port" => &args.port,
+            "base-port" => &args.base_port,
+            _ => &args.proxy_admin_base,
+        };
+        settings.refuse(flag, value, &problem);
+    }
+    settings.finish(plan.zip(common))
+}
+
+/// One replica and one proxy as tasks of this process.
+async fn embedded(plan: &Plan, claim: &Claim, stop: &CancellationToken) -> anyhow::Result<()> {
+    claim.note(&States::new())?;
+    let mut roles: JoinSet<anyhow::Result<()>> = JoinSet::new();
+    for config in plan.replica_configs() {
+        let name = config.name.clone();
+        let replica = config
+            .build()
+            .await
+            .with_context(|| format!("replica {name} cannot start"))?;
+        let stop = stop.clone();
+        roles.spawn(async move { replica.run(stop).await.with_context(|| format!("replica {name} ended")) });
+    }
+    for config in plan.proxy_configs()? {
+        let name = config.name.clone();
+        let proxy = config
+            .build()
+            .await
+            .with_context(|| format!("proxy {name} cannot start"))?;
+        let stop = stop.clone();
+        roles.spawn(async move { proxy.run(stop).await.with_context(|| format!("proxy {name} ended")) });
+    }
+
+    let first = tokio::select! {
+        ended = roles.join_next() => ended,
+        ready = readiness::wait(plan, None) => match ready {
+            Ok(()) => {
+                announce(plan);
+                roles.join_next().await
+            }
+            Err(error) => Some(Ok(Err(error))),
+        },
+    };
+    // Whatever ended first, on request or not: nothing goes on alone.
+    let on_request = stop.is_cancelled();
+    stop.cancel();
+    let mut result = first.map_or(Ok(()), |ended| ended.unwrap_or_else(|panic| Err(panic.into())));
+    if result.is_ok() && !on_request {
+        result = Err(anyhow!("a part of Holdfast ended without having been asked to"));
+    }
+    while let Some(ended) = roles.join_next().await {
+        result = result.and(ended.unwrap_or_else(|panic| Err(panic.into())));
+    }
+    result
+}
+
+/// Every replica and proxy as a process of its own.
+async fn supervised(plan: &Plan, claim: &Claim, stop: &Stop) -> anyhow::Result<()> {
+    let program = std::env::current_exe().context("the path of this program cannot be found")?;
+    let supervisor = Supervisor::start(plan.children(&program), &stop.gracefully, &stop.now);
+    let mut states = supervisor.states();
+    let mut ended = std::pin::pin!(supervisor.ended());
+    let mut coming_up = std::pin::pin!(readiness::wait(plan, Some(states.clone())));
+    let mut is_up = false;
+    let mut result = Ok(());
+    loop {
+        // Written again with every change, so that it names the processes that run now.
+        let now = states.borrow_and_update().clone();
+        if let Err(error) = claim.note(&now) {
+            tracing::warn!("{error:#}");
+        }
+        tokio::select! {
+            () = &mut ended => break,
+            ready = &mut coming_up, if !is_up => {
+                is_up = true;
+                match ready {
+                    Ok(()) => announce(plan),
+                    Err(error) => {
+                        tracing::error!("stopping: {error:#}");
+                        result = Err(error);
+                        stop.gracefully.cancel();
+                    }
+                }
+            }
+            changed = states.changed() => if changed.is_err() {
+                ended.await;
+                break;
+            }
+        }
+    }
+    if stop.now.is_cancelled() && result.is_ok() {
+        bail!("stopped at once by a second signal");
+    }
+    result
+}
+
+/// Says that we are up. If nobody listens we are up all the same.
+fn announce(plan: &Plan) {
+    let line = plan.is_up();
+    tracing::info!("{line}");
+    if let Err(error) = output::line(&line) {
+        tracing::warn!("standard output is closed: {error}");
+    }
+}

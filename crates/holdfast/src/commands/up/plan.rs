@@ -1,0 +1,394 @@
+//! Plan: what runs where. Pure, but for trying the ports.
+
+use std::ffi::OsString;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::bail;
+use holdfast_client::Endpoints;
+use holdfast_proxy::ProxyConfig;
+use holdfast_replica::{ClusterConfig, PeerAddress, ReplicaConfig};
+
+use crate::supervise::ChildSpec;
+
+/// Between the first ports of two replicas.
+const REPLICA_STEP: u16 = 10;
+/// What a child may take to stop beyond its drain times.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// What `holdfast up` was asked for.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub data_dir: PathBuf,
+    pub replicas: u16,
+    pub proxies: u16,
+    pub ip: IpAddr,
+    pub port: u16,
+    pub base_port: u16,
+    pub proxy_admin_base: u16,
+    pub drain_delay: Duration,
+    pub drain_timeout: Duration,
+    pub log_format: String,
+    pub log_level: String,
+}
+
+/// One address that we are going to listen on.
+struct Listener {
+    /// The flag that it comes from.
+    flag: &'static str,
+    value: u16,
+    what: String,
+    address: SocketAddr,
+}
+
+impl Plan {
+    /// One of each needs no second process.
+    pub(super) fn is_embedded(&self) -> bool {
+        (self.replicas, self.proxies) == (1, 1)
+    }
+
+    /// Which flags lead to ports that do not exist or to one port twice, and why.
+    pub(super) fn problems(&self) -> Vec<(&'static str, String)> {
+        let mut problems = Vec::new();
+        let mut last_port = |flag, first: u16, beyond: u16| {
+            if first.checked_add(beyond).is_none() {
+                problems.push((
+                    flag,
+                    format!("needs {beyond} ports after it, and 65535 is the last: give a lower one"),
+                ));
+            }
+        };
+        last_port("port", self.port, self.proxies - 1);
+        last_port("base-port", self.base_port, (self.replicas - 1) * REPLICA_STEP + 2);
+        last_port("proxy-admin-base", self.proxy_admin_base, self.proxies - 1);
+        if !problems.is_empty() {
+            return problems;
+        }
+        let listeners = self.listeners();
+        for (at, listener) in listeners.iter().enumerate() {
+            let before = &listeners[..at];
+            if let Some(other) = before
+                .iter()
+                .find(|other| other.address.port() == listener.address.port())
+            {
+                let problem = format!(
+                    "leads to port {} for {}, which --{} {} has taken for {}: give others",
+                    listener.address.port(),
+                    listener.what,
+                    other.flag,
+                    other.value,
+                    other.what,
+                );
+                problems.push((listener.flag, problem));
+            }
+        }
+        problems
+    }
+
+    /// Tries every port.
+    ///
+    /// # Errors
+    /// Those that are taken or not to be had, all of them, each with the flag that it comes from.
+    pub(super) fn check_ports(&self) -> anyhow::Result<()> {
+        let problems: Vec<String> = self.listeners().iter().filter_map(Listener::problem).collect();
+        if !problems.is_empty() {
+            bail!("nothing was started:\n  {}", problems.join("\n  "));
+        }
+        Ok(())
+    }
+
+    /// The replicas' client addresses.
+    pub(super) fn endpoints(&self) -> Vec<String> {
+        (0..self.replicas)
+            .map(|index| self.replica_address(index, 0).to_string())
+            .collect()
+    }
+
+    /// Where users come in, as a browser on this machine writes it.
+    pub(super) fn urls(&self) -> Vec<String> {
+        (0..self.proxies)
+            .map(|index| format!("http://{}", self.reachable(index)))
+            .collect()
+    }
+
+    /// Each proxy's name and an address at which it can be reached from here.
+    pub(super) fn proxy_addresses(&self) -> Vec<(String, SocketAddr)> {
+        (0..self.proxies)
+            .map(|index| (format!("p{index}"), self.reachable(index)))
+            .collect()
+    }
+
+    /// The line that says so.
+    pub(super) fn is_up(&self) -> String {
+        format!(
+            "holdfast is up: {} api={}",
+            self.urls().join(","),
+            self.endpoints().join(",")
+        )
+    }
+
+    pub(super) fn replica_configs(&self) -> Vec<ReplicaConfig> {
+        let config = |index| ReplicaConfig {
+            cluster: ClusterConfig {
+                peers: self.peers(),
+                heartbeat: ClusterConfig::HEARTBEAT,
+                election_timeout: ClusterConfig::ELECTION_TIMEOUT,
+            },
+            name: format!("r{index}"),
+            data_dir: self.data_dir.join(format!("r{index}")),
+            listen_client: self.replica_address(index, 0),
+            listen_peer: self.replica_address(index, 1),
+            listen_admin: Some(self.replica_address(index, 2)),
+            advertise_client: None,
+        };
+        (0..self.replicas).map(config).collect()
+    }
+
+    pub(super) fn proxy_configs(&self) -> anyhow::Result<Vec<ProxyConfig>> {
+        let endpoints = Endpoints::parse(&self.endpoints())?;
+        let config = |index| {
+            let listen = self.public_address(index);
+            let data_dir = self.data_dir.join(format!("p{index}"));
+            let mut config = ProxyConfig::new(format!("p{index}"), endpoints.clone(), listen, data_dir);
+            config.listen_admin = Some(self.admin_address(index));
+            config.drain_delay = self.drain_delay;
+            config.drain_timeout = self.drain_timeout;
+            config
+        };
+        Ok((0..self.proxies).map(config).collect())
+    }
+
+    /// The same replicas and proxies as processes. All that they are told is on their command lines.
+    pub(super) fn children(&self, program: &Path) -> Vec<ChildSpec> {
+        let child = |name: String, grace: Duration, role: &str, own: Vec<(&str, OsString)>| {
+            let mut arguments: Vec<OsString> = vec![role.into(), "--exit-with-parent".into()];
+            let common = [
+                ("--name", name.clone().into()),
+                ("--data-dir", self.data_dir.join(&name).into()),
+                ("--log-format", self.log_format.clone().into()),
+                ("--log-level", self.log_level.clone().into()),
+            ];
+            arguments.extend(
+                common
+                    .into_iter()
+                    .chain(own)
+                    .flat_map(|(flag, value)| [flag.into(), value]),
+            );
+            ChildSpec {
+                name,
+                program: program.to_owned(),
+                arguments,
+                grace,
+            }
+        };
+        let peers: Vec<String> = self
+            .peers()
+            .iter()
+            .map(|peer| format!("{}={}", peer.name, peer.address))
+            .collect();
+        let replicas = (0..self.replicas).map(|index| {
+            let own = vec![
+                ("--peers", peers.join(",").into()),
+                ("--listen-client", self.replica_address(index, 0).to_string().into()),
+                ("--listen-peer", self.replica_address(index, 1).to_string().into()),
+                ("--listen-admin", self.replica_address(index, 2).to_string().into()),
+            ];
+            child(format!("r{index}"), GRACE, "replica", own)
+        });
+        let proxies = (0..self.proxies).map(|index| {
+            let own = vec![
+                ("--endpoints", self.endpoints().join(",").into()),
+                ("--ip", self.ip.to_string().into()),
+                ("--port", self.public_address(index).port().to_string().into()),
+                ("--listen-admin", self.admin_address(index).to_string().into()),
+                ("--drain-delay", milliseconds(self.drain_delay)),
+                ("--drain-timeout", milliseconds(self.drain_timeout)),
+            ];
+            child(
+                format!("p{index}"),
+                self.drain_delay + self.drain_timeout + GRACE,
+                "proxy",
+                own,
+            )
+        });
+        replicas.chain(proxies).collect()
+    }
+
+    fn peers(&self) -> Vec<PeerAddress> {
+        let peer = |index| PeerAddress {
+            name: format!("r{index}"),
+            address: self.replica_address(index, 1).to_string(),
+        };
+        (0..self.replicas).map(peer).collect()
+    }
+
+    fn listeners(&self) -> Vec<Listener> {
+        let mut listeners = Vec::new();
+        for index in 0..self.proxies {
+            listeners.push(Listener {
+                flag: "port",
+                value: self.port,
+                what: format!("p{index}'s users"),
+                address: self.public_address(index),
+            });
+        }
+        for index in 0..self.replicas {
+            for (offset, what) in [(0, "API"), (1, "peers"), (2, "probes")] {
+                listeners.push(Listener {
+                    flag: "base-port",
+                    value: self.base_port,
+                    what: format!("r{index}'s {what}"),
+                    address: self.replica_address(index, offset),
+                });
+            }
+        }
+        for index in 0..self.proxies {
+            listeners.push(Listener {
+                flag: "proxy-admin-base",
+                value: self.proxy_admin_base,
+                what: format!("p{index}'s probes"),
+                address: self.admin_address(index),
+            });
+        }
+        listeners
+    }
+
+    fn replica_address(&self, index: u16, offset: u16) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.base_port + index * REPLICA_STEP + offset))
+    }
+
+    fn admin_address(&self, index: u16) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, self.proxy_admin_base + index))
+    }
+
+    fn public_address(&self, index: u16) -> SocketAddr {
+        SocketAddr::new(self.ip, self.port + index)
+    }
+
+    fn reachable(&self, index: u16) -> SocketAddr {
+        let mut address = self.public_address(index);
+        if address.ip().is_unspecified() {
+            address.set_ip(Ipv4Addr::LOCALHOST.into());
+        }
+        address
+    }
+}
+
+impl Listener {
+    fn problem(&self) -> Option<String> {
+        let Listener {
+            flag,
+            value,
+            what,
+            address,
+        } = self;
+        let error = TcpListener::bind(address).err()?;
+        let problem = match error.kind() {
+            ErrorKind::AddrInUse => {
+                "is in use by another process (`ss -ltnp` shows which): stop that one, or give others"
+            }
+            ErrorKind::PermissionDenied => "is not allowed to this user: give a port from 1024 on",
+            ErrorKind::AddrNotAvailable => "is not an address of this machine: check --ip",
+            _ => {
+                return Some(format!(
+                    "--{flag} {value}: {address}, for {what}, cannot be listened on: {error}"
+                ));
+            }
+        };
+        Some(format!("--{flag} {value}: {address}, for {what}, {problem}"))
+    }
+}
+
+fn milliseconds(duration: Duration) -> OsString {
+    format!("{}ms", duration.as_millis()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(replicas: u16, proxies: u16) -> Plan {
+        Plan {
+            data_dir: "/d".into(),
+            replicas,
+            proxies,
+            ip: Ipv4Addr::UNSPECIFIED.into(),
+            port: 8000,
+            base_port: 7011,
+            proxy_admin_base: 8100,
+            drain_delay: Duration::ZERO,
+            drain_timeout: Duration::from_secs(10),
+            log_format: "text".into(),
+            log_level: "info".into(),
+        }
+    }
+
+    #[test]
+    fn the_line_names_every_public_port_and_every_api() {
+        assert_eq!(
+            plan(1, 1).is_up(),
+            "holdfast is up: http://127.0.0.1:8000 api=127.0.0.1:7011"
+        );
+        assert_eq!(
+            plan(3, 2).is_up(),
+            "holdfast is up: http://127.0.0.1:8000,http://127.0.0.1:8001 api=127.0.0.1:7011,127.0.0.1:7021,127.0.0.1:7031"
+        );
+    }
+
+    #[test]
+    fn ports_that_do_not_exist_or_meet_are_refused_under_their_flag() {
+        assert_eq!(plan(3, 2).problems(), []);
+        let beyond = Plan {
+            port: 65535,
+            base_port: 65530,
+            ..plan(3, 2)
+        };
+        let flags: Vec<_> = beyond.problems().into_iter().map(|(flag, _)| flag).collect();
+        assert_eq!(flags, ["port", "base-port"]);
+        let meeting = Plan {
+            proxy_admin_base: 7022,
+            ..plan(3, 2)
+        };
+        let [(flag, problem)] = &meeting.problems()[..] else {
+            panic!("{:?}", meeting.problems());
+        };
+        assert_eq!(*flag, "proxy-admin-base");
+        assert!(
+            problem.contains("7022") && problem.contains("--base-port 7011"),
+            "{problem}"
+        );
+    }
+
+    #[test]
+    fn a_taken_port_is_named_with_its_flag() {
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let listener = Listener {
+            flag: "port",
+            value: port,
+            what: "p0's users".into(),
+            address: taken.local_addr().unwrap(),
+        };
+        let problem = listener.problem().unwrap();
+        assert!(
+            problem.starts_with(&format!("--port {port}: 127.0.0.1:{port}, for p0's users, is in use")),
+            "{problem}"
+        );
+    }
+
+    #[test]
+    fn a_child_is_told_everything_on_its_command_line() {
+        let children = plan(3, 1).children(Path::new("/bin/holdfast"));
+        let names: Vec<_> = children.iter().map(|child| child.name.as_str()).collect();
+        assert_eq!(names, ["r0", "r1", "r2", "p0"]);
+        let line = children[1].arguments.join(&OsString::from(" ")).into_string().unwrap();
+        assert_eq!(
+            line,
+            "replica --exit-with-parent --name r1 --data-dir /d/r1 --log-format text --log-level info \
+             --peers r0=127.0.0.1:7012,r1=127.0.0.1:7022,r2=127.0.0.1:7032 --listen-client 127.0.0.1:7021 \
+             --listen-peer 127.0.0.1:7022 --listen-admin 127.0.0.1:7023"
+        );
+    }
+}

@@ -1,0 +1,80 @@
+//! Logs: to standard error, for people or for machines.
+
+use std::io::{IsTerminal, stderr};
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::layer;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+impl LogFormat {
+    /// Reads the value of `--log-format`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "text" => Ok(LogFormat::Text),
+            "json" => Ok(LogFormat::Json),
+            _ => Err("must be text or json".into()),
+        }
+    }
+}
+
+/// Which events are logged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogLevel(String);
+
+impl LogLevel {
+    /// Reads the value of `--log-level`: a level, or directives like `info,holdfast_proxy=debug`.
+    ///
+    /// A level alone is meant for Holdfast: what it is built on speaks up from `warn` on only.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let directives = match text {
+            "off" | "error" => text.to_owned(),
+            "warn" | "info" | "debug" | "trace" => format!("warn,holdfast={text}"),
+            _ if text.contains('=') || text.contains(',') => text.to_owned(),
+            _ => String::new(),
+        };
+        match EnvFilter::try_new(&directives) {
+            Ok(_) if !directives.is_empty() => Ok(LogLevel(directives)),
+            _ => Err(
+                "must be off, error, warn, info, debug or trace, or directives like info,holdfast_proxy=debug".into(),
+            ),
+        }
+    }
+}
+
+/// Starts logging; once per process.
+pub fn start(format: LogFormat, level: &LogLevel) {
+    let filter = EnvFilter::new(&level.0);
+    // A log line that cannot be written is lost. To report that on the same closed pipe would be a panic, and that at
+    // the very moment when a child whose parent was killed has to end in good order.
+    let lines = layer().with_writer(stderr).log_internal_errors(false);
+    let registry = tracing_subscriber::registry().with(filter);
+    let started = match format {
+        LogFormat::Text => registry.with(lines.with_ansi(stderr().is_terminal())).try_init(),
+        LogFormat::Json => registry.with(lines.json().flatten_event(true)).try_init(),
+    };
+    debug_assert!(started.is_ok(), "logging is started once");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_alone_is_for_holdfast() {
+        assert_eq!(LogLevel::parse("debug").unwrap().0, "warn,holdfast=debug");
+        assert_eq!(LogLevel::parse("info,h2=trace").unwrap().0, "info,h2=trace");
+        for wrong in ["", "loud", "holdfast=loud"] {
+            assert!(LogLevel::parse(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! What goes to standard output, as a table for people or as JSON for programs.
+//!
+//! `holdfast routes list | head -1` closes the pipe while we write: that is an end, not an error and not a panic.
+
+use std::io::{ErrorKind, Write, stderr, stdout};
+
+use comfy_table::presets::NOTHING;
+use comfy_table::{CellAlignment, ContentArrangement, Table};
+use holdfast_table::{Entry, Route};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+/// How an answer is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Columns for people; not to be parsed.
+    Table,
+    /// JSON for programs.
+    Json,
+}
+
+impl Format {
+    /// Reads the value of `--output`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "table" => Ok(Format::Table),
+            "json" => Ok(Format::Json),
+            _ => Err("must be table or json".into()),
+        }
+    }
+}
+
+/// Prints one line, flushed: a reader of `watch` sees it at once.
+///
+/// # Errors
+/// Standard output is gone; see [`is_broken_pipe`].
+pub fn line(text: &str) -> anyhow::Result<()> {
+    let mut out = stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.write_all(b"\n")?;
+    out.flush()?;
+    Ok(())
+}
+
+/// Prints a value as JSON, over several lines.
+pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
+    line(&serde_json::to_string_pretty(value)?)
+}
+
+/// Prints a value as one line of JSON.
+pub fn json_line(value: &impl Serialize) -> anyhow::Result<()> {
+    line(&serde_json::to_string(value)?)
+}
+
+/// Prints rows under their headers, aligned by spaces alone; the columns in `right` are numbers.
+pub fn table(header: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> anyhow::Result<()> {
+    let mut table = Table::new();
+    table
+        .load_style(NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(header.iter().map(|name| name.to_uppercase()).collect::<Vec<_>>())
+        .add_rows(rows);
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if right.contains(&index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    line(&table.trim_fmt())
+}
+
+/// Says something on standard error. If that is closed, nobody is left to be told.
+pub fn complain(text: &str) {
+    let _ = writeln!(stderr().lock(), "{text}");
+}
+
+/// True if the reader of our output has gone away.
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|cause| cause.kind() == ErrorKind::BrokenPipe)
+}
+
+/// A route in JSON: `data` as the object that the hub wrote, byte for byte.
+#[derive(Serialize)]
+pub struct RouteJson {
+    /// In the hub's own spelling.
+    pub routespec: String,
+    /// A URL.
+    pub target: String,
+    data: Box<RawValue>,
+    namespace: String,
+    mod_revision: u64,
+}
+
+impl RouteJson {
+    fn new(route: &Route, mod_revision: u64) -> Self {
+        // A raw line break in JSON is white space, never part of a string; without them one route is one line.
+        let data = route.data.as_str().replace(['\n', '\r'], " ");
+        RouteJson {
+            routespec: route.spec.as_str().to_owned(),
+            target: route.target.as_str().to_owned(),
+            data: RawValue::from_string(data).unwrap_or_else(|_| RawValue::NULL.to_owned()),
+            namespace: route.namespace.as_str().to_owned(),
+            mod_revision,
+        }
+    }
+}
+
+impl From<&Entry> for RouteJson {
+    fn from(entry: &Entry) -> Self {
+        RouteJson::new(&entry.route, entry.modified.0)
+    }
+}
+
+/// The first 12 of a digest's 64 digits: enough to compare by eye.
+pub fn short(digest: &str) -> &str {
+    digest.get(..12).unwrap_or(digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_table::Revision;
+
+    #[test]
+    fn data_stays_as_the_hub_wrote_it_but_on_one_line() {
+        let data = "{\"n\": 1.000000000000000000001,\n \"a\": \"x\\n\"}";
+        let entry = Entry {
+            route: Route::parse("/user/a/", "http://10.0.0.1:1", data, "").unwrap(),
+            modified: Revision(3),
+        };
+        assert_eq!(
+            serde_json::to_string(&RouteJson::from(&entry)).unwrap(),
+            r#"{"routespec":"/user/a/","target":"http://10.0.0.1:1","data":{"n": 1.000000000000000000001,  "a": "x\n"},"namespace":"default","mod_revision":3}"#
+        );
+    }
+}

@@ -1,0 +1,109 @@
+//! What operators and their tools ask a proxy: `/livez`, `/readyz`, `/metrics`, `/status`.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use holdfast_client::{Freshness, LiveTable};
+use serde::Serialize;
+use tokio::sync::watch;
+
+use crate::metrics::{SharedMetrics, source_word};
+use crate::signal::Signal;
+
+/// What the answers are made of.
+#[derive(Clone)]
+pub(crate) struct Facts {
+    pub(crate) name: Arc<str>,
+    pub(crate) table: LiveTable,
+    pub(crate) freshness: watch::Receiver<Freshness>,
+    pub(crate) metrics: SharedMetrics,
+    pub(crate) draining: Arc<Signal>,
+}
+
+/// The answer to `/status`.
+#[derive(Serialize)]
+struct Status<'a> {
+    name: &'a str,
+    cluster_id: Option<&'a str>,
+    epoch: u64,
+    revision: u64,
+    digest: Option<String>,
+    routes: usize,
+    source: &'static str,
+    connected: bool,
+    replica: Option<&'a str>,
+    staleness_ms: Option<u64>,
+    draining: bool,
+    ready: bool,
+    active_requests: i64,
+    active_websockets: i64,
+}
+
+pub(crate) fn router(facts: Facts) -> Router {
+    Router::new()
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/status", get(status))
+        .with_state(facts)
+}
+
+/// Ready once there is a table, for good: a table grown old is no reason to take the whole site away. Only a drain is.
+async fn readyz(State(facts): State<Facts>, RawQuery(query): RawQuery) -> Response {
+    // The listeners are bound before this can be asked.
+    let checks = [
+        ("table", facts.table.current().is_some()),
+        ("listeners", true),
+        ("not-draining", !facts.draining.is_raised()),
+    ];
+    let ready = checks.iter().all(|(_, good)| *good);
+    let verbose = query.is_some_and(|query| query.split('&').any(|part| part.split('=').next() == Some("verbose")));
+    let mut text = String::new();
+    for (check, good) in checks {
+        if verbose || !good {
+            let _ = writeln!(text, "[{}] {check}", if good { '+' } else { '-' });
+        }
+    }
+    text.push_str(if ready { "ok\n" } else { "not ready\n" });
+    let status = match ready {
+        true => StatusCode::OK,
+        false => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    (status, text).into_response()
+}
+
+async fn metrics(State(facts): State<Facts>) -> Response {
+    let freshness = facts.freshness.borrow().clone();
+    let table = facts.table.load();
+    let text = facts.metrics.render(table.as_deref(), &freshness, facts.draining.is_raised());
+    let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
+}
+
+async fn status(State(facts): State<Facts>) -> Response {
+    let freshness = facts.freshness.borrow().clone();
+    let table = facts.table.load();
+    let milliseconds = |elapsed: std::time::Duration| u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+    let status = Status {
+        name: &facts.name,
+        cluster_id: freshness.cluster_id.as_deref(),
+        epoch: table.as_ref().map_or(0, |table| table.epoch().0),
+        revision: table.as_ref().map_or(0, |table| table.revision().0),
+        digest: table.as_ref().map(|table| table.digest().to_string()),
+        routes: table.as_ref().map_or(0, |table| table.len()),
+        source: source_word(freshness.source),
+        connected: freshness.connected,
+        replica: freshness.replica.as_deref(),
+        staleness_ms: freshness.last_contact.map(|at| milliseconds(at.elapsed())),
+        draining: facts.draining.is_raised(),
+        ready: table.is_some() && !facts.draining.is_raised(),
+        active_requests: facts.metrics.active_requests.get(),
+        active_websockets: facts.metrics.active_websockets.get(),
+    };
+    Json(status).into_response()
+}

@@ -1,0 +1,135 @@
+use std::io::Cursor;
+
+use holdfast_table::Route;
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+
+fn table(revision: u64, routes: usize) -> Table {
+    let entries = (0..routes).map(|n| Entry {
+        route: Route::parse(
+            &format!("/user/name-{n}/"),
+            &format!("http://10.0.{}.{}:8888", n / 250, n % 250),
+            &format!(r#"{{"user": "name-{n}"}}"#),
+            "",
+        )
+        .unwrap(),
+        modified: Revision(n as u64 + 1),
+    });
+    Table::from_entries(Epoch(3), Revision(revision), entries)
+}
+
+fn encoded(table: &Table) -> Vec<u8> {
+    let mut out = Checked::new(Vec::new());
+    encode(&mut out, "cluster-1", table).unwrap();
+    out.inner
+}
+
+fn decoded(bytes: &[u8]) -> Result<Cached, Refusal> {
+    decode(&mut Checked::new(Cursor::new(bytes)))
+}
+
+fn same(cached: &Cached, table: &Table) -> bool {
+    cached.cluster_id == "cluster-1"
+        && cached.table.epoch() == table.epoch()
+        && cached.table.revision() == table.revision()
+        && cached.table.sorted() == table.sorted()
+}
+
+#[test]
+fn a_copy_is_the_table() {
+    for routes in [0, 1, 7000] {
+        let table = table(90, routes);
+        assert!(same(&decoded(&encoded(&table)).unwrap(), &table));
+    }
+}
+
+#[test]
+fn a_torn_copy_is_refused_wherever_it_is_torn() {
+    let bytes = encoded(&table(90, 20));
+    for end in 0..bytes.len() {
+        assert!(decoded(&bytes[..end]).is_err(), "torn at {end}");
+    }
+    let longer: Vec<u8> = bytes.iter().copied().chain([0]).collect();
+    assert!(matches!(decoded(&longer), Err(Refusal::Damaged(_))));
+}
+
+#[test]
+fn foreign_and_newer_files_are_told_apart() {
+    assert!(matches!(decoded(b"{\"routes\": {}}"), Err(Refusal::Foreign)));
+    let mut newer = encoded(&table(90, 1));
+    newer[8] = 2;
+    assert!(matches!(decoded(&newer), Err(Refusal::Version(2))));
+}
+
+#[test]
+fn a_route_left_out_with_all_checksums_right_is_refused() {
+    // What a bug in the writer would leave behind: the header speaks of another table than the blocks.
+    let (whole, less) = (encoded(&table(90, 3)), encoded(&table(90, 2)));
+    let header = 8 + 4 + 2 + "cluster-1".len() + 8 + 8 + 8 + 32 + 4;
+    let mut mixed = whole[..header].to_vec();
+    mixed.extend_from_slice(&less[header..less.len() - 4]);
+    let checksum = crc32fast::hash(&mixed);
+    mixed.extend_from_slice(&checksum.to_le_bytes());
+    assert!(matches!(decoded(&mixed), Err(Refusal::Damaged("digest"))));
+}
+
+proptest! {
+    #[test]
+    fn flipped_bits_never_make_another_table(flips in prop::collection::vec((any::<prop::sample::Index>(), 1..=255_u8), 1..4)) {
+        let table = table(90, 50);
+        let mut bytes = encoded(&table);
+        for (index, mask) in &flips {
+            let at = index.index(bytes.len());
+            bytes[at] ^= mask;
+        }
+        if let Ok(cached) = decoded(&bytes) {
+            // Two flips of one byte may undo each other.
+            prop_assert!(same(&cached, &table));
+        }
+    }
+}
+
+#[test]
+fn the_previous_copy_serves_when_the_newest_is_damaged_and_is_not_overwritten_by_it() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("p0");
+    let (cache, none) = Cache::open(&path).unwrap();
+    assert!(none.is_none());
+    write(&path, "cluster-1", &table(1, 5), false).unwrap();
+    write(&path, "cluster-1", &table(2, 6), true).unwrap();
+    drop(cache);
+    let mut bytes = fs::read(path.join(FILE)).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(path.join(FILE), bytes).unwrap();
+
+    let (cache, cached) = Cache::open(&path).unwrap();
+    assert!(same(&cached.unwrap(), &table(1, 5)));
+    assert_eq!(cache.current, None);
+    write(&path, "cluster-1", &table(3, 7), cache.current.is_some()).unwrap();
+    assert!(same(&read(&path.join(PREVIOUS)).unwrap(), &table(1, 5)));
+    assert!(same(&read(&path.join(FILE)).unwrap(), &table(3, 7)));
+}
+
+#[test]
+fn a_copy_is_its_owners_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = TempDir::new().unwrap();
+    write(directory.path(), "cluster-1", &table(1, 1), false).unwrap();
+    let mode = fs::metadata(directory.path().join(FILE)).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn a_directory_has_one_proxy() {
+    let directory = TempDir::new().unwrap();
+    let first = Cache::open(directory.path()).unwrap();
+    assert!(matches!(Cache::open(directory.path()), Err(OpenError::Locked)));
+    drop(first);
+    assert!(Cache::open(directory.path()).is_ok());
+    let file = directory.path().join("file");
+    fs::write(&file, "").unwrap();
+    assert!(matches!(Cache::open(&file.join("below")), Err(OpenError::Io(_))));
+}

@@ -1,0 +1,235 @@
+//! Every metric, with its unit. Labels are bounded: never a user, a route or a target.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use holdfast_client::{Freshness, Source};
+use holdfast_table::Table;
+use http::StatusCode;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+const SOURCES: [(Source, &str); 3] = [(Source::None, "none"), (Source::Cache, "cache"), (Source::Stream, "stream")];
+
+/// What a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Web,
+    Websocket,
+}
+
+/// What was wrong with a request that was not looked up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reject {
+    Method,
+    Host,
+    Path,
+    Upgrade,
+}
+
+/// How a target failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TargetFailure {
+    /// No connection.
+    Connect,
+    /// No answer, or none in HTTP, on a connection.
+    Response,
+    /// An https target.
+    Unsupported,
+}
+
+/// Counters that requests count in, without a lock; gauges that a scrape fills in.
+pub(crate) struct Metrics {
+    registry: Registry,
+    requests: [[Counter; CLASSES.len()]; 2],
+    rejected: [Counter; 4],
+    target_failures: [Counter; 3],
+    pub(crate) no_route: Counter,
+    pub(crate) no_table: Counter,
+    pub(crate) connections: Gauge,
+    pub(crate) active_requests: Gauge,
+    pub(crate) active_websockets: Gauge,
+    pub(crate) cache_writes: Counter,
+    pub(crate) cache_write_errors: Counter,
+    pub(crate) cache_revision: Gauge,
+    revision: Gauge,
+    epoch: Gauge,
+    routes: Gauge,
+    staleness: Gauge<f64, AtomicU64>,
+    sources: [Gauge; SOURCES.len()],
+    connected: Gauge,
+    draining: Gauge,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let mut registry = Registry::with_prefix("holdfast_proxy");
+        let r = &mut registry;
+        let requests = Family::<Labels<2>, Counter>::default();
+        r.register("requests", "Answers to requests, by kind and class of status code", requests.clone());
+        let requests = ["web", "websocket"].map(|kind| {
+            CLASSES.map(|class| requests.get_or_create_owned(&Labels([("kind", kind), ("code_class", class)])))
+        });
+        let rejected = by_label(
+            r,
+            "rejected",
+            "Requests refused before they were looked up, by what was wrong with them",
+            "reason",
+            ["method", "host", "path", "upgrade"],
+        );
+        let target_failures = by_label(
+            r,
+            "target_failures",
+            "Requests that a target failed, by how",
+            "reason",
+            ["connect", "response", "unsupported"],
+        );
+        let [no_route, no_table] = by_label(
+            r,
+            "no_route",
+            "Requests without a route: known to be absent, or no table to look in",
+            "cause",
+            ["known_absent", "no_table"],
+        );
+        let connections = gauge(r, "connections", "Connections of clients, tunnels included");
+        let active_requests = gauge(r, "active_requests", "Requests whose answer is not complete yet");
+        let active_websockets = gauge(r, "active_websockets", "Upgraded connections");
+        let cache_writes = Counter::default();
+        r.register("cache_writes", "Copies of the table written to disk", cache_writes.clone());
+        let cache_write_errors = Counter::default();
+        r.register("cache_write_errors", "Copies of the table that could not be written", cache_write_errors.clone());
+        let cache_revision = gauge(r, "cache_revision", "Revision of the table's copy on disk");
+        let revision = gauge(r, "table_revision", "Revision of the table that is served");
+        let epoch = gauge(r, "table_epoch", "Epoch of the table that is served");
+        let routes = gauge(r, "table_routes", "Routes in the table that is served");
+        let staleness = Gauge::<f64, AtomicU64>::default();
+        r.register_with_unit(
+            "table_staleness",
+            "Time since the last proof that the table is the leader's; NaN before the first one",
+            Unit::Seconds,
+            staleness.clone(),
+        );
+        let family = Family::<Labels<1>, Gauge>::default();
+        r.register("table_source", "1 for where the served table comes from", family.clone());
+        let sources = SOURCES.map(|(_, source)| family.get_or_create_owned(&Labels([("source", source)])));
+        let connected = gauge(r, "control_connected", "1 while a stream from a replica is open");
+        let draining = gauge(r, "draining", "1 once the proxy drains");
+        Metrics {
+            requests,
+            rejected,
+            target_failures,
+            no_route,
+            no_table,
+            connections,
+            active_requests,
+            active_websockets,
+            cache_writes,
+            cache_write_errors,
+            cache_revision,
+            revision,
+            epoch,
+            routes,
+            staleness,
+            sources,
+            connected,
+            draining,
+            registry,
+        }
+    }
+
+    pub(crate) fn answered(&self, kind: Kind, status: StatusCode) {
+        let class = usize::from(status.as_u16() / 100).clamp(1, CLASSES.len());
+        self.requests[kind as usize][class - 1].inc();
+    }
+
+    pub(crate) fn rejected(&self, reason: Reject) {
+        self.rejected[reason as usize].inc();
+    }
+
+    pub(crate) fn target_failed(&self, how: TargetFailure) {
+        self.target_failures[how as usize].inc();
+    }
+
+    /// The text that Prometheus scrapes.
+    pub(crate) fn render(&self, table: Option<&Table>, freshness: &Freshness, draining: bool) -> String {
+        self.revision.set(table.map_or(0, |table| signed(table.revision().0)));
+        self.epoch.set(table.map_or(0, |table| signed(table.epoch().0)));
+        self.routes.set(table.map_or(0, |table| signed(table.len() as u64)));
+        let staleness = freshness.last_contact.map_or(f64::NAN, |at| at.elapsed().as_secs_f64());
+        self.staleness.set(staleness);
+        for ((source, _), gauge) in SOURCES.iter().zip(&self.sources) {
+            gauge.set(i64::from(*source == freshness.source));
+        }
+        self.connected.set(i64::from(freshness.connected));
+        self.draining.set(i64::from(draining));
+        let mut text = String::new();
+        if encode(&mut text, &self.registry).is_err() {
+            let _ = writeln!(text, "# incomplete: a metric could not be written");
+        }
+        text
+    }
+}
+
+/// The word for a source, in metrics and in `/status`.
+pub(crate) fn source_word(source: Source) -> &'static str {
+    SOURCES
+        .iter()
+        .find(|(known, _)| *known == source)
+        .map_or("none", |(_, word)| word)
+}
+
+/// Counts itself in a gauge for as long as it lives.
+pub(crate) struct Active(Gauge);
+
+impl Active {
+    pub(crate) fn enter(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Active(gauge.clone())
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// Shared by everything in one proxy.
+pub(crate) type SharedMetrics = Arc<Metrics>;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Labels<const N: usize>([(&'static str, &'static str); N]);
+
+impl<const N: usize> EncodeLabelSet for Labels<N> {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
+        self.0.encode(encoder)
+    }
+}
+
+fn gauge(registry: &mut Registry, name: &str, help: &str) -> Gauge {
+    let gauge = Gauge::default();
+    registry.register(name, help, gauge.clone());
+    gauge
+}
+
+fn by_label<const N: usize>(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    label: &'static str,
+    values: [&'static str; N],
+) -> [Counter; N] {
+    let family = Family::<Labels<1>, Counter>::default();
+    registry.register(name, help, family.clone());
+    values.map(|value| family.get_or_create_owned(&Labels([(label, value)])))
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

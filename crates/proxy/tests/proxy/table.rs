@@ -1,0 +1,198 @@
+//! Where the table comes from, what is served without one, and what survives.
+
+use std::fs;
+use std::time::Duration;
+
+use holdfast_client::Endpoints;
+use holdfast_proxy::BuildError;
+use tempfile::TempDir;
+
+use crate::fixture::{CLUSTER, Proxy, Replica, Setup, Target, config, get, table, until};
+
+/// P2: a proxy without a table says that it does not know, and never that there is nothing.
+#[tokio::test]
+async fn without_a_table_there_is_503_and_never_404() {
+    let directory = TempDir::new().unwrap();
+    let proxy = Proxy::start(config(directory.path())).await;
+    for path in ["/", "/user/alice/", "/nowhere"] {
+        let answer = get(proxy.public, path).await;
+        assert_eq!(answer.status(), 503);
+        assert!(answer.header("retry-after").is_some());
+    }
+    let health = get(proxy.public, "/_chp_healthz").await;
+    assert_eq!(health.status(), 503);
+    let ready = get(proxy.admin, "/readyz?verbose").await;
+    assert_eq!(ready.status(), 503);
+    assert_eq!(ready.text(), "[-] table\n[+] listeners\n[+] not-draining\nnot ready\n");
+    assert_eq!(get(proxy.admin, "/livez").await.status(), 200);
+    let status = proxy.status().await;
+    assert_eq!(status["source"], "none");
+    assert!(status["digest"].is_null() && status["staleness_ms"].is_null() && status["cluster_id"].is_null());
+    assert_eq!(proxy.metric(r#"holdfast_proxy_no_route_total{cause="no_table"}"#).await, 3.0);
+    proxy.stop().await;
+    assert!(!directory.path().join("table.cache").exists(), "no table is not an empty table");
+}
+
+#[tokio::test]
+async fn the_stream_is_followed_and_reported() {
+    let (one, two) = tokio::join!(Target::mirror("one"), Target::mirror("two"));
+    let setup = Setup::new(&[("/user/a/", &one.url), ("/user/b/", &one.url)]).await;
+    let health = get(setup.proxy.public, "/_chp_healthz").await;
+    assert_eq!((health.status(), health.text().as_str()), (200, r#"{"status":"OK"}"#));
+    assert_eq!(get(setup.proxy.admin, "/readyz").await.status(), 200);
+
+    let next = table(2, &[("/user/a/", &two.url)]);
+    let digest = next.digest().to_string();
+    setup.replica.set(next);
+    setup.proxy.at(2).await;
+    assert_eq!(get(setup.proxy.public, "/user/a/").await.header("x-target"), Some("two"));
+    assert_eq!(get(setup.proxy.public, "/user/b/").await.status(), 404);
+    // The first bookmark proves that the leader has no more.
+    until(async || !setup.proxy.status().await["staleness_ms"].is_null()).await;
+    let status = setup.proxy.status().await;
+    assert_eq!(status["name"], "p0");
+    assert_eq!(status["cluster_id"], CLUSTER);
+    assert_eq!((&status["epoch"], &status["revision"], &status["routes"]), (&1.into(), &2.into(), &1.into()));
+    assert_eq!(status["digest"], digest);
+    assert_eq!(status["source"], "stream");
+    assert_eq!((&status["connected"], &status["draining"]), (&true.into(), &false.into()));
+    assert_eq!(setup.proxy.metric("holdfast_proxy_table_revision").await, 2.0);
+    assert_eq!(setup.proxy.metric(r#"holdfast_proxy_table_source{source="stream"}"#).await, 1.0);
+    assert!(setup.proxy.metric("holdfast_proxy_table_staleness_seconds").await < 20.0);
+    let requests = r#"holdfast_proxy_requests_total{kind="web",code_class="4xx"}"#;
+    assert_eq!(setup.proxy.metric(requests).await, 1.0);
+}
+
+/// P1: without any replica everything goes on, readiness included.
+#[tokio::test]
+async fn losing_all_replicas_takes_no_route_and_no_readiness() {
+    let hub = Target::mirror("hub").await;
+    let setup = Setup::new(&[("/", &hub.url)]).await;
+    setup.replica.stop().await;
+    until(async || setup.proxy.status().await["connected"] == false).await;
+    assert_eq!(get(setup.proxy.public, "/").await.status(), 200);
+    assert_eq!(get(setup.proxy.admin, "/readyz").await.status(), 200);
+    assert_eq!(setup.proxy.status().await["source"], "stream");
+}
+
+/// P1: neither does a restart, with every replica gone.
+#[tokio::test]
+async fn a_restart_from_the_cache_serves_every_route() {
+    let hub = Target::mirror("hub").await;
+    let specs: Vec<String> = (0..3000).map(|n| format!("/user/name-{n}/")).collect();
+    let routes: Vec<(&str, &str)> = specs.iter().map(|spec| (spec.as_str(), hub.url.as_str())).collect();
+    let Setup {
+        proxy,
+        replica,
+        directory,
+    } = Setup::new(&routes).await;
+    let digest = proxy.status().await["digest"].clone();
+    replica.stop().await;
+    proxy.stop().await;
+
+    let proxy = Proxy::start(config(directory.path())).await;
+    let status = proxy.status().await;
+    assert_eq!((&status["source"], &status["connected"]), (&"cache".into(), &false.into()));
+    assert_eq!(status["digest"], digest);
+    assert_eq!(status["cluster_id"], CLUSTER);
+    assert_eq!(get(proxy.admin, "/readyz").await.status(), 200);
+    for spec in specs.iter().step_by(50) {
+        assert_eq!(get(proxy.public, spec).await.status(), 200, "{spec}");
+    }
+}
+
+/// A crash loses at most what is younger than the last copy.
+#[tokio::test]
+async fn the_copy_is_written_while_the_proxy_runs() {
+    let setup = Setup::new(&[("/", "http://127.0.0.1:1")]).await;
+    until(async || setup.proxy.metric("holdfast_proxy_cache_revision").await == 1.0).await;
+    setup.replica.set(table(2, &[("/a/", "http://127.0.0.1:1")]));
+    until(async || setup.proxy.metric("holdfast_proxy_cache_revision").await == 2.0).await;
+    for name in ["table.cache", "table.cache.1"] {
+        assert!(setup.directory.path().join(name).exists(), "{name}");
+    }
+}
+
+/// P6: damage is found and never served.
+#[tokio::test]
+async fn a_damaged_cache_is_no_table() {
+    let setup = Setup::new(&[("/", "http://127.0.0.1:1")]).await;
+    setup.proxy.stop().await;
+    for name in ["table.cache", "table.cache.1"] {
+        let path = setup.directory.path().join(name);
+        if let Ok(mut bytes) = fs::read(&path) {
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 0x10;
+            fs::write(&path, bytes).unwrap();
+        }
+    }
+    let proxy = Proxy::start(config(setup.directory.path())).await;
+    assert_eq!(proxy.status().await["source"], "none");
+    assert_eq!(get(proxy.public, "/").await.status(), 503);
+}
+
+#[tokio::test]
+async fn a_copy_that_cannot_be_written_is_counted_and_stops_nothing() {
+    let hub = Target::mirror("hub").await;
+    let setup = Setup::new(&[("/", &hub.url)]).await;
+    until(async || setup.proxy.metric("holdfast_proxy_cache_revision").await == 1.0).await;
+    // A directory in the way of the temporary file stops even root.
+    let obstacle = setup.directory.path().join("table.cache.tmp");
+    fs::create_dir(&obstacle).unwrap();
+    setup.replica.set(table(2, &[("/", &hub.url), ("/a/", &hub.url)]));
+    setup.proxy.at(2).await;
+    until(async || setup.proxy.metric("holdfast_proxy_cache_write_errors_total").await >= 1.0).await;
+    assert_eq!(get(setup.proxy.public, "/a/").await.status(), 200);
+    fs::remove_dir(&obstacle).unwrap();
+    until(async || setup.proxy.metric("holdfast_proxy_cache_revision").await == 2.0).await;
+}
+
+#[tokio::test]
+async fn what_stands_in_the_way_of_a_start_is_named() {
+    let directory = TempDir::new().unwrap();
+    let first = config(directory.path()).build().await.unwrap();
+    let said = |error: BuildError| error.to_string();
+
+    let locked = said(config(directory.path()).build().await.err().unwrap());
+    assert!(locked.contains("data_dir") && locked.contains(&directory.path().display().to_string()), "{locked}");
+
+    let other = TempDir::new().unwrap();
+    let mut taken = config(other.path());
+    taken.listen = first.public_address();
+    let taken = said(taken.build().await.err().unwrap());
+    assert!(taken.contains("listen") && taken.contains(&first.public_address().to_string()), "{taken}");
+
+    let mut taken = config(other.path());
+    taken.listen_admin = first.admin_address();
+    let taken = said(taken.build().await.err().unwrap());
+    assert!(taken.contains("listen_admin"), "{taken}");
+
+    let file = other.path().join("file");
+    fs::write(&file, "").unwrap();
+    let no_directory = said(config(&file.join("below")).build().await.err().unwrap());
+    assert!(no_directory.contains("data_dir") && no_directory.contains("below"), "{no_directory}");
+
+    let mut wrong = config(other.path());
+    wrong.name = String::new();
+    wrong.connect_timeout = Duration::ZERO;
+    let wrong = said(wrong.build().await.err().unwrap());
+    assert!(wrong.contains("name") && wrong.contains("connect_timeout"), "{wrong}");
+}
+
+/// The higher revision wins: a replica that is behind does not take the table back.
+#[tokio::test]
+async fn an_older_table_does_not_replace_the_cached_one() {
+    let hub = Target::mirror("hub").await;
+    let setup = Setup::new(&[("/", &hub.url)]).await;
+    setup.replica.set(table(5, &[("/", &hub.url), ("/a/", &hub.url)]));
+    setup.proxy.at(5).await;
+    setup.proxy.stop().await;
+    let behind = Replica::start(table(3, &[])).await;
+    let mut config = config(setup.directory.path());
+    config.endpoints = Endpoints::parse(&[behind.address.to_string()]).unwrap();
+    let proxy = Proxy::start(config).await;
+    // It has heard of the older table when it has gone away from the replica that offered it, and still has its own.
+    let status = proxy.status().await;
+    assert_eq!((&status["revision"], &status["routes"]), (&5.into(), &2.into()));
+    assert_eq!(get(proxy.public, "/a/").await.status(), 200);
+}

@@ -1,0 +1,353 @@
+//! The one place that speaks to openraft: proposes, reads, leads and steps down.
+
+pub mod bootstrap;
+pub mod network;
+pub mod types;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use holdfast_table::{Command, Rejection, Written};
+use holdfast_wire::proto;
+use openraft::Instant as _;
+use openraft::async_runtime::WatchReceiver as _;
+use openraft::error::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
+use openraft::{Config, RaftMetrics, ReadPolicy, ServerState, SnapshotPolicy};
+use prost::Message as _;
+use tokio::time::{Instant, timeout_at};
+use tonic::transport::Channel;
+
+use crate::config::ClusterConfig;
+use crate::storage::identity::Identity;
+use crate::storage::log::LogStore;
+use crate::storage::state_machine::{Position, Published, StateMachine};
+use network::{Network, lazy_channel, raft_client};
+use types::{Applied, LogId, Node, Proposal, TypeConfig, log_id_out};
+
+pub type Raft = openraft::Raft<TypeConfig, StateMachine>;
+
+/// Entries between snapshots, and entries kept beyond one: a replica that was away for so many catches up from the log.
+const SNAPSHOT_EVERY: u64 = 20_000;
+const LOG_KEEP: u64 = 20_000;
+/// A replica further behind gets a snapshot.
+const LAG_MAX: u64 = 60_000;
+
+/// A running member of a formed cluster.
+#[derive(Clone)]
+pub struct Consensus {
+    /// For the service that peers call, and for nobody else.
+    pub raft: Raft,
+    identity: Arc<Identity>,
+    network: Network,
+    published: Published,
+    last_contact: Arc<Mutex<Option<Instant>>>,
+    // At most two addresses per member.
+    channels: Arc<Mutex<HashMap<String, Channel>>>,
+}
+
+/// Why a write has no good answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ProposeError {
+    /// Decided, and refused: nothing changed.
+    #[error(transparent)]
+    Rejected(#[from] Rejection),
+    /// Nothing was written: this replica does not lead.
+    #[error("this replica does not lead")]
+    NotLeader,
+    /// Perhaps written, perhaps later: ask again with the same session and sequence.
+    #[error("no answer in time; the write may or may not have happened")]
+    Unknown,
+}
+
+/// A linearizable read could not be confirmed in time. Nothing may be concluded from it.
+#[derive(Debug, thiserror::Error)]
+#[error("no leader could confirm the read in time")]
+pub struct ReadUnavailable;
+
+impl Consensus {
+    /// Starts openraft on an opened log and state machine, in the name of `identity`.
+    pub async fn start(
+        cluster: &ClusterConfig,
+        identity: Identity,
+        log: LogStore,
+        machine: StateMachine,
+        published: Published,
+    ) -> io::Result<Self> {
+        let config = config(cluster, &identity.cluster_id)
+            .validate()
+            .map_err(io::Error::other)?;
+        let network = Network::new(&identity.cluster_id, identity.node_id);
+        let raft = Raft::new(identity.node_id, Arc::new(config), network.clone(), log, machine)
+            .await
+            .map_err(io::Error::other)?;
+        Ok(Consensus {
+            raft,
+            identity: Arc::new(identity),
+            network,
+            published,
+            last_contact: Arc::default(),
+            channels: Arc::default(),
+        })
+    }
+
+    /// Who this replica is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The state as it is here, not more.
+    pub fn published(&self) -> &Published {
+        &self.published
+    }
+
+    /// What openraft says of itself.
+    pub fn metrics(&self) -> RaftMetrics<TypeConfig> {
+        self.raft.metrics().borrow_watched().clone()
+    }
+
+    /// What openraft says once it says what is wanted; `None` if it has ended without.
+    async fn metrics_when(&self, wanted: impl Fn(&RaftMetrics<TypeConfig>) -> bool) -> Option<RaftMetrics<TypeConfig>> {
+        let mut receiver = self.raft.metrics();
+        loop {
+            let metrics = receiver.borrow_and_update().clone();
+            if wanted(&metrics) {
+                return Some(metrics);
+            }
+            receiver.changed().await.ok()?;
+        }
+    }
+
+    /// Gives the founding members their first membership. Does nothing on a cluster that has one.
+    pub async fn initialize(&self) -> io::Result<()> {
+        if self.raft.is_initialized().await.map_err(io::Error::other)? {
+            return Ok(());
+        }
+        let members: BTreeMap<u64, Node> = self
+            .identity
+            .founders
+            .iter()
+            .map(|founder| (founder.node_id, founder.node.clone().unwrap_or_default().into()))
+            .collect();
+        self.raft.initialize(members).await.map_err(io::Error::other)
+    }
+
+    /// The leader as far as this replica knows.
+    pub fn leader(&self) -> Option<(u64, Node)> {
+        let metrics = self.metrics();
+        let id = metrics.current_leader?;
+        Some((id, metrics.membership_config.get_node(&id)?.clone()))
+    }
+
+    /// True if this replica believes that it leads.
+    pub fn is_leader(&self) -> bool {
+        self.raft.server_metrics().borrow_watched().state == ServerState::Leader
+    }
+
+    /// Every member, this one included.
+    pub fn members(&self) -> Vec<(u64, Node, bool)> {
+        let metrics = self.metrics();
+        let voters: Vec<u64> = metrics.membership_config.voter_ids().collect();
+        metrics
+            .membership_config
+            .nodes()
+            .map(|(id, node)| (*id, node.clone(), voters.contains(id)))
+            .collect()
+    }
+
+    /// What a call to a peer carries.
+    pub fn peer(&self, id: u64, node: &Node) -> proto::Peer {
+        self.network.peer(id, node)
+    }
+
+    /// Notes that a leader has spoken.
+    pub fn heard_leader(&self) {
+        *self.last_contact.lock().expect("nobody panics with it") = Some(Instant::now());
+    }
+
+    /// How long ago this replica last knew a quorum behind a leader; `None`: never since it started.
+    pub fn leader_contact_age(&self) -> Option<Duration> {
+        let metrics = self.metrics();
+        match metrics.state {
+            ServerState::Leader => metrics.last_quorum_acked.as_ref().map(|acked| acked.elapsed()),
+            _ => self
+                .last_contact
+                .lock()
+                .expect("nobody panics with it")
+                .map(|at| at.elapsed()),
+        }
+    }
+
+    /// Decides a command, as the leader.
+    ///
+    /// A command that changes nothing is answered without a log entry, after the leadership was confirmed. Dropping the
+    /// future does not take the write back.
+    ///
+    /// # Errors
+    /// [`ProposeError`].
+    pub async fn propose(&self, command: &Command, time_ms: u64, deadline: Instant) -> Result<Written, ProposeError> {
+        if self.is_leader() && self.published.load().state.answer_without_log(command).is_some() {
+            let position = self.read(deadline).await.map_err(|_| ProposeError::NotLeader)?;
+            if let Some(answer) = position.state.answer_without_log(command) {
+                return Ok(answer?);
+            }
+        }
+        let message = proto::Command {
+            write: Some(command.into()),
+            time_ms,
+        };
+        let proposal = Proposal(message.encode_to_vec().into());
+        match timeout_at(deadline, self.raft.client_write(proposal)).await {
+            Ok(Ok(response)) => match response.data {
+                Applied::Write(result) => Ok(result?),
+                Applied::Nothing => Err(ProposeError::Unknown),
+            },
+            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => Err(ProposeError::NotLeader),
+            // Discarded by another leader's log, a storage error or a stop: it may have reached a quorum before.
+            Ok(Err(_)) | Err(_) => Err(ProposeError::Unknown),
+        }
+    }
+
+    /// A state that holds every write acknowledged before this call began, on the leader or on a follower.
+    ///
+    /// # Errors
+    /// [`ReadUnavailable`]: no leader with a quorum answered before the deadline.
+    pub async fn read(&self, deadline: Instant) -> Result<Arc<Position>, ReadUnavailable> {
+        const RETRY: Duration = Duration::from_millis(25);
+        loop {
+            // A new read index for every try: one that is used twice may be older than the call.
+            if let Ok(Some(index)) = timeout_at(deadline, self.read_index_anywhere()).await {
+                let left = deadline.saturating_duration_since(Instant::now());
+                return self.published.at(index, left).await.ok_or(ReadUnavailable);
+            }
+            if Instant::now() + RETRY >= deadline {
+                return Err(ReadUnavailable);
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    async fn read_index_anywhere(&self) -> Option<u64> {
+        match self.read_index().await {
+            Ok(log_id) => Some(log_id.index),
+            Err(None) => None,
+            Err(Some((id, node))) => {
+                let request = proto::ReadIndexRequest {
+                    peer: Some(self.peer(id, &node)),
+                };
+                let answer = raft_client(self.channel(&node.peer_address)?)
+                    .read_index(request)
+                    .await
+                    .ok()?;
+                Some(answer.into_inner().read_log_id?.index)
+            }
+        }
+    }
+
+    /// As the leader: up to where a read that begins now must have applied. Otherwise who leads, if known.
+    pub async fn read_index(&self) -> Result<LogId, Option<(u64, Node)>> {
+        match self.raft.get_read_log_id(ReadPolicy::ReadIndex).await {
+            Ok((read, _)) => Ok(*read.log_id()),
+            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(ForwardToLeader {
+                leader_id: Some(id),
+                leader_node: Some(node),
+                ..
+            }))) if id != self.identity.node_id => Err(Some((id, node))),
+            Err(_) => Err(None),
+        }
+    }
+
+    /// A channel to another replica's listener, the same one at every call.
+    pub fn channel(&self, address: &str) -> Option<Channel> {
+        let mut channels = self.channels.lock().expect("nobody panics with it");
+        if let Some(channel) = channels.get(address) {
+            return Some(channel.clone());
+        }
+        let channel = lazy_channel(address).ok()?;
+        channels.insert(address.to_owned(), channel.clone());
+        Some(channel)
+    }
+
+    /// Waits until this replica has applied all that the cluster had committed when it started.
+    pub async fn recovered(&self) {
+        const AGAIN: Duration = Duration::from_secs(5);
+        while self.raft.wait_for_recovery(Some(AGAIN)).await.is_err() {
+            if self.metrics().running_state.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// Returns when openraft has stopped by itself, with its reason.
+    pub async fn failed(&self) -> String {
+        let failed = self.metrics_when(|metrics| metrics.running_state.is_err()).await;
+        failed.map_or_else(|| "stopped".into(), |metrics| format!("{:?}", metrics.running_state))
+    }
+
+    /// Moves the leadership to the voter that is furthest, if this replica has it, and waits a little for that.
+    pub async fn step_down(&self) {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let me = self.identity.node_id;
+        let target = {
+            let metrics = self.metrics();
+            let voters: Vec<u64> = metrics.membership_config.voter_ids().collect();
+            let replication = metrics
+                .replication
+                .as_ref()
+                .filter(|_| metrics.state == ServerState::Leader);
+            let matched = replication
+                .into_iter()
+                .flatten()
+                .filter(|(id, _)| **id != me && voters.contains(id));
+            matched.max_by_key(|(_, log_id)| **log_id).map(|(id, _)| *id)
+        };
+        let Some(target) = target else { return };
+        if self.raft.trigger().transfer_leader(target).await.is_ok() {
+            let moved = self.metrics_when(|metrics| metrics.current_leader.is_some_and(|leader| leader != me));
+            match tokio::time::timeout(PATIENCE, moved).await {
+                Ok(_) => tracing::info!(to = target, "leadership moved"),
+                Err(_) => tracing::warn!(to = target, "leadership did not move in time; the others will elect"),
+            }
+        }
+    }
+
+    /// Stops openraft; nothing is acknowledged after it.
+    pub async fn shutdown(&self) {
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::error!(%error, "consensus did not stop cleanly");
+        }
+    }
+}
+
+fn config(cluster: &ClusterConfig, cluster_id: &str) -> Config {
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let election_max = millis(cluster.election_timeout.end);
+    Config {
+        cluster_name: cluster_id.to_owned(),
+        heartbeat_interval: millis(cluster.heartbeat),
+        election_timeout_min: millis(cluster.election_timeout.start),
+        election_timeout_max: election_max,
+        enable_pre_vote: Some(true),
+        // A leader that hears a bridge but no quorum falls silent now and then, so that the others can elect.
+        quorum_loss_probe_interval: Some(3 * election_max),
+        // A restarted leader asks for votes like everybody else.
+        enable_leader_restore: Some(false),
+        allow_log_reversion: Some(false),
+        backoff: "50ms 100ms 200ms ...1s".to_owned(),
+        install_snapshot_timeout: 60_000,
+        max_payload_entries: 1_000,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
+        max_in_snapshot_log_to_keep: LOG_KEEP,
+        replication_lag_threshold: LAG_MAX,
+        purge_batch_size: 1_000,
+        ..Config::default()
+    }
+}
+
+/// The answer to a peer's `ReadIndex`.
+pub fn read_index_out(log_id: &LogId) -> proto::ReadIndexResponse {
+    proto::ReadIndexResponse {
+        read_log_id: Some(log_id_out(log_id)),
+    }
+}

@@ -1,0 +1,265 @@
+//! The first start: a cluster is formed only if every configured peer answers and every one is empty.
+//!
+//! The first replica of the list leads it, and only once. No timeout ever forms a cluster: two empty replicas beside a
+//! third one that cannot be reached wait, for that one may hold the table.
+
+use std::time::Duration;
+
+use holdfast_wire::proto;
+use tokio::sync::watch;
+use tonic::transport::Channel;
+use uuid::Uuid;
+
+use super::network::{lazy_channel, raft_client};
+use crate::config::{PeerAddress, ReplicaConfig};
+use crate::storage::identity::Identity;
+use crate::storage::{OpenError, Store};
+
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+const BETWEEN_TRIES: Duration = Duration::from_millis(250);
+
+/// What this replica says of itself, shared with the service that answers `Identify` and `Found`.
+pub struct Introduction {
+    /// As it is on disk.
+    pub identity: watch::Sender<Identity>,
+    /// The address that clients are told.
+    pub client_address: String,
+    /// The configured names, sorted.
+    pub peers: Vec<String>,
+    /// Why there is no cluster yet; empty once there is.
+    pub waiting_for: watch::Sender<String>,
+}
+
+impl Introduction {
+    /// At start.
+    pub fn new(config: &ReplicaConfig, identity: Identity, client_address: String) -> Self {
+        let mut peers: Vec<String> = config.cluster.peers.iter().map(|peer| peer.name.clone()).collect();
+        peers.sort();
+        Introduction {
+            identity: watch::Sender::new(identity),
+            client_address,
+            peers,
+            waiting_for: watch::Sender::new(String::new()),
+        }
+    }
+
+    /// The answer to `Identify`.
+    pub fn identify(&self) -> proto::IdentifyResponse {
+        let identity = self.identity.borrow();
+        proto::IdentifyResponse {
+            cluster_id: if is_member(&identity) {
+                identity.cluster_id.clone()
+            } else {
+                String::new()
+            },
+            node_id: identity.node_id,
+            store_uuid: identity.store_uuid.clone(),
+            name: identity.name.clone(),
+            client_address: self.client_address.clone(),
+            peers: self.peers.clone(),
+        }
+    }
+
+    /// Takes the identity that the leader of the first start gives; on disk when this returns.
+    ///
+    /// # Errors
+    /// In words: it was meant for another store, or this replica is in a cluster already.
+    pub fn found(&self, store: &Store, request: proto::FoundRequest) -> Result<(), String> {
+        let identity = self.identity.borrow().clone();
+        if request.to_store_uuid != identity.store_uuid {
+            return Err(format!(
+                "this is store {}, not {}",
+                identity.store_uuid, request.to_store_uuid
+            ));
+        }
+        let mine = request.founders.iter().find(|founder| {
+            founder
+                .node
+                .as_ref()
+                .is_some_and(|node| node.store_uuid == identity.store_uuid && node.name == identity.name)
+        });
+        let Some(node_id) = mine.map(|founder| founder.node_id) else {
+            return Err(format!(
+                "replica {} with store {} is not among the founders",
+                identity.name, identity.store_uuid
+            ));
+        };
+        if is_member(&identity) {
+            let same = identity.cluster_id == request.cluster_id && identity.node_id == node_id;
+            return if same {
+                Ok(())
+            } else {
+                Err(format!("already a member of cluster {}", identity.cluster_id))
+            };
+        }
+        let founded = Identity {
+            cluster_id: request.cluster_id,
+            node_id,
+            founders: request.founders,
+            ..identity
+        };
+        store.save_identity(&founded).map_err(|error| error.to_string())?;
+        self.identity.send_replace(founded);
+        Ok(())
+    }
+}
+
+/// True once the replica belongs to a cluster.
+pub fn is_member(identity: &Identity) -> bool {
+    identity.node_id != 0
+}
+
+/// Returns once this replica is a member: at once if it was one before.
+///
+/// # Errors
+/// [`OpenError`]: the identity could not be written.
+pub async fn join(config: &ReplicaConfig, introduction: &Introduction, store: &Store) -> Result<Identity, OpenError> {
+    let mut identity = introduction.identity.subscribe();
+    let leads = config
+        .cluster
+        .peers
+        .first()
+        .is_some_and(|first| first.name == config.name);
+    loop {
+        if is_member(&identity.borrow_and_update()) {
+            introduction.waiting_for.send_replace(String::new());
+            return Ok(identity.borrow().clone());
+        }
+        let waiting_for = match lead_first_start(config, introduction, store, leads).await? {
+            None => continue,
+            Some(reason) => reason,
+        };
+        let news = introduction.waiting_for.send_if_modified(|before| {
+            let news = *before != waiting_for;
+            before.clone_from(&waiting_for);
+            news
+        });
+        if news {
+            tracing::info!("no cluster yet: {waiting_for}");
+        }
+        // Being founded by the first replica ends the wait early.
+        let _ = tokio::time::timeout(BETWEEN_TRIES, identity.changed()).await;
+    }
+}
+
+async fn lead_first_start(
+    config: &ReplicaConfig,
+    introduction: &Introduction,
+    store: &Store,
+    leads: bool,
+) -> Result<Option<String>, OpenError> {
+    let mut present = Vec::new();
+    for peer in &config.cluster.peers {
+        let answer = match peer.name == config.name {
+            true => Ok(introduction.identify()),
+            false => identify(peer).await,
+        };
+        match answer {
+            Ok(answer) if answer.name != peer.name => {
+                return Ok(Some(format!(
+                    "{} answers as {:?}, not as {:?}",
+                    peer.address, answer.name, peer.name
+                )));
+            }
+            Ok(answer) if answer.peers != introduction.peers => {
+                return Ok(Some(format!(
+                    "{} has another list of peers: {}",
+                    peer.name,
+                    answer.peers.join(",")
+                )));
+            }
+            Ok(answer) => present.push((peer, answer)),
+            Err(reason) => return Ok(Some(format!("{} at {}: {reason}", peer.name, peer.address))),
+        }
+    }
+    let interrupted = introduction.identity.borrow().clone();
+    let mine = &interrupted.cluster_id;
+    // A peer of the very cluster that this replica began to form is no stranger.
+    let strangers = present
+        .iter()
+        .filter(|(_, answer)| !answer.cluster_id.is_empty() && answer.cluster_id != *mine);
+    if let Some((peer, answer)) = strangers.into_iter().next() {
+        return Ok(Some(format!(
+            "{} is in cluster {} already; an empty replica does not start another one",
+            peer.name, answer.cluster_id
+        )));
+    }
+    if !leads {
+        return Ok(Some(format!("{} to form the cluster", config.cluster.peers[0].name)));
+    }
+    let founding = match mine.is_empty() {
+        false => interrupted,
+        true => {
+            let founders = present.iter().zip(1..).map(|((peer, answer), node_id)| proto::Founder {
+                node_id,
+                node: Some(proto::Node {
+                    name: peer.name.clone(),
+                    peer_address: peer.address.clone(),
+                    client_address: answer.client_address.clone(),
+                    store_uuid: answer.store_uuid.clone(),
+                }),
+            });
+            let founding = Identity {
+                cluster_id: Uuid::new_v4().to_string(),
+                founders: founders.collect(),
+                ..interrupted
+            };
+            // On disk before anybody hears of it: after a crash the same cluster is formed, not a second one.
+            store.save_identity(&founding)?;
+            introduction.identity.send_replace(founding.clone());
+            founding
+        }
+    };
+    for (peer, answer) in present.iter().filter(|(peer, _)| peer.name != config.name) {
+        if let Err(reason) = found(peer, &founding, &answer.store_uuid).await {
+            return Ok(Some(format!("{} did not take its identity: {reason}", peer.name)));
+        }
+    }
+    let request = found_request(&founding, &founding.store_uuid);
+    Ok(introduction.found(store, request).err())
+}
+
+fn found_request(founding: &Identity, to_store_uuid: &str) -> proto::FoundRequest {
+    proto::FoundRequest {
+        cluster_id: founding.cluster_id.clone(),
+        founders: founding.founders.clone(),
+        to_store_uuid: to_store_uuid.to_owned(),
+    }
+}
+
+fn channel(peer: &PeerAddress) -> Result<Channel, String> {
+    lazy_channel(&peer.address).map_err(|error| error.to_string())
+}
+
+async fn identify(peer: &PeerAddress) -> Result<proto::IdentifyResponse, String> {
+    let mut client = raft_client(channel(peer)?);
+    match tokio::time::timeout(ANSWER_TIMEOUT, client.identify(proto::IdentifyRequest {})).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(_)) | Err(_) => Err("does not answer".to_owned()),
+    }
+}
+
+async fn found(peer: &PeerAddress, founding: &Identity, store_uuid: &str) -> Result<(), String> {
+    let mut client = raft_client(channel(peer)?);
+    match tokio::time::timeout(ANSWER_TIMEOUT, client.found(found_request(founding, store_uuid))).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(status)) => Err(status.message().to_owned()),
+        Err(_) => Err("no answer".to_owned()),
+    }
+}
+
+/// A peer that answers from another cluster, if every peer that answers within a moment does: then this data directory
+/// is in the wrong place.
+pub async fn foreign_cluster(config: &ReplicaConfig, identity: &Identity) -> Option<(PeerAddress, String)> {
+    let others = config.cluster.peers.iter().filter(|peer| peer.name != config.name);
+    let mut foreign = None;
+    for peer in others {
+        match identify(peer).await {
+            Ok(answer) if answer.cluster_id.is_empty() => {}
+            Ok(answer) if answer.cluster_id == identity.cluster_id => return None,
+            Ok(answer) => foreign = Some((peer.clone(), answer.cluster_id)),
+            Err(_) => {}
+        }
+    }
+    foreign
+}

@@ -1,0 +1,348 @@
+//! The network to peers, as openraft calls it: one connection per peer for control, one for snapshots.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
+use holdfast_table::State;
+use holdfast_wire::proto;
+use holdfast_wire::proto::raft_client::RaftClient;
+use openraft::OptionalSend;
+use openraft::base::BoxFuture;
+use openraft::error::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
+    TransferLeaderError, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+use super::types::{
+    LogId, Node, Snapshot, TypeConfig, Vote, ballot_in, ballot_out, entry_out, log_id_in, log_id_out,
+    stored_membership_out,
+};
+use crate::storage::snapshot;
+
+type RpcError = RPCError<TypeConfig>;
+
+/// What one message between replicas may weigh: an append request carries at least one entry, a batch of at most 16 MiB.
+pub const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// A peer that owes an answer for so long is given up; longer than a slow sync, shorter than patience.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+const KEEPALIVE: Duration = Duration::from_secs(1);
+/// A snapshot that makes no progress for so long is given up.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A channel to `address` that connects when it is first used, and again whenever it must.
+pub fn lazy_channel(address: &str) -> Result<Channel, tonic::transport::Error> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
+    Ok(endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
+        .keep_alive_while_idle(true)
+        .connect_lazy())
+}
+
+/// A client of a peer's Raft service.
+pub fn raft_client(channel: Channel) -> RaftClient<Channel> {
+    RaftClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// Makes connections in the name of one replica of one cluster.
+#[derive(Clone)]
+pub struct Network {
+    cluster_id: Arc<str>,
+    node_id: u64,
+}
+
+impl Network {
+    /// In whose name.
+    pub fn new(cluster_id: &str, node_id: u64) -> Self {
+        Network {
+            cluster_id: cluster_id.into(),
+            node_id,
+        }
+    }
+
+    /// What every call to a peer carries.
+    pub fn peer(&self, target: u64, node: &Node) -> proto::Peer {
+        proto::Peer {
+            cluster_id: self.cluster_id.to_string(),
+            from_node_id: self.node_id,
+            to_node_id: target,
+            to_store_uuid: node.store_uuid.clone(),
+        }
+    }
+
+    fn connect(&self, target: u64, node: &Node) -> PeerNetwork {
+        let client = lazy_channel(&node.peer_address)
+            .map(raft_client)
+            .map_err(|error| error.to_string());
+        PeerNetwork {
+            peer: self.peer(target, node),
+            client,
+        }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = PeerNetwork;
+
+    async fn new_client(&mut self, target: u64, node: &Node) -> PeerNetwork {
+        self.connect(target, node)
+    }
+
+    /// On a connection of its own, so that a snapshot does not stand in the way of heartbeats.
+    async fn new_snapshot_client(&mut self, target: u64, node: &Node) -> PeerNetwork {
+        self.connect(target, node)
+    }
+}
+
+/// The way to one peer.
+pub struct PeerNetwork {
+    peer: proto::Peer,
+    client: Result<RaftClient<Channel>, String>,
+}
+
+impl PeerNetwork {
+    fn client(&self) -> Result<RaftClient<Channel>, RpcError> {
+        self.client
+            .clone()
+            .map_err(|error| RPCError::Unreachable(Unreachable::from_string(error)))
+    }
+
+    fn vote_request(&self, rpc: VoteRequest<TypeConfig>) -> proto::VoteRequest {
+        proto::VoteRequest {
+            peer: Some(self.peer.clone()),
+            vote: Some(ballot_out(&rpc.vote)),
+            last_log_id: rpc.last_log_id.as_ref().map(log_id_out),
+            leadership_transfer: rpc.leadership_transfer,
+        }
+    }
+}
+
+fn rpc_error(status: &Status) -> RpcError {
+    match status.code() {
+        // Openraft backs off from an unreachable peer, and tries a network error again at once.
+        Code::Unavailable | Code::FailedPrecondition => RPCError::Unreachable(Unreachable::new(status)),
+        _ => RPCError::Network(NetworkError::new(status)),
+    }
+}
+
+async fn bounded<T>(
+    timeout: Duration,
+    call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+) -> Result<T, RpcError> {
+    match tokio::time::timeout(timeout, call).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(rpc_error(&status)),
+        Err(_) => Err(RPCError::Network(NetworkError::from_string(format!(
+            "no answer within {timeout:?}"
+        )))),
+    }
+}
+
+fn missing(field: &'static str) -> RpcError {
+    RPCError::Network(NetworkError::from_string(format!("an answer without {field}")))
+}
+
+fn vote_response(response: proto::VoteResponse) -> Result<VoteResponse<TypeConfig>, RpcError> {
+    let vote = ballot_in(response.vote.ok_or_else(|| missing("vote"))?);
+    Ok(VoteResponse::new(
+        vote,
+        response.last_log_id.map(log_id_in),
+        response.granted,
+    ))
+}
+
+fn append_out(peer: proto::Peer, rpc: &AppendEntriesRequest<TypeConfig>) -> proto::AppendRequest {
+    proto::AppendRequest {
+        peer: Some(peer),
+        vote: Some(ballot_out(&rpc.vote)),
+        prev_log_id: rpc.prev_log_id.as_ref().map(log_id_out),
+        entries: rpc.entries.iter().map(entry_out).collect(),
+        leader_commit: rpc.leader_commit.as_ref().map(log_id_out),
+    }
+}
+
+fn append_result(response: proto::AppendResponse) -> Result<StreamAppendResult<TypeConfig>, RpcError> {
+    use proto::append_response::Result as In;
+    match response.result.ok_or_else(|| missing("result"))? {
+        In::Success(success) => Ok(Ok(success.log_id.map(log_id_in))),
+        In::Conflict(conflict) => {
+            let log_id = conflict.log_id.ok_or_else(|| missing("conflict.log_id"))?;
+            Ok(Err(StreamAppendError::Conflict(log_id_in(log_id))))
+        }
+        In::HigherVote(vote) => Ok(Err(StreamAppendError::HigherVote(ballot_in(vote)))),
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for PeerNetwork {
+    type SnapshotData = State;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
+        let mut answers = self.stream_append(futures_util::stream::iter([rpc]), option).await?;
+        let answer = answers.next().await.ok_or_else(|| missing("anything"))??;
+        Ok(answer.into())
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        _option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RpcError>>, RpcError>>
+    where
+        S: futures_util::Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        Box::pin(async move {
+            let owed = Arc::new(AtomicUsize::new(0));
+            let (peer, sent) = (self.peer.clone(), owed.clone());
+            let requests = input.map(move |rpc| {
+                sent.fetch_add(1, Ordering::Relaxed);
+                append_out(peer.clone(), &rpc)
+            });
+            let answers = bounded(ANSWER_TIMEOUT, self.client()?.append(requests)).await?;
+            // The stream may be silent for as long as there is nothing to replicate, but not while an answer is owed.
+            let results = futures_util::stream::unfold(Some(answers), move |answers| {
+                let owed = owed.clone();
+                async move {
+                    let mut answers = answers?;
+                    let message = loop {
+                        let before = owed.load(Ordering::Relaxed);
+                        match tokio::time::timeout(ANSWER_TIMEOUT, answers.message()).await {
+                            Ok(message) => break message,
+                            Err(_) if before == 0 => {}
+                            Err(_) => {
+                                let error = NetworkError::from_string(format!("no answer within {ANSWER_TIMEOUT:?}"));
+                                return Some((Err(RPCError::Network(error)), None));
+                            }
+                        }
+                    };
+                    owed.fetch_sub(1, Ordering::Relaxed);
+                    match message {
+                        Ok(Some(response)) => Some((append_result(response), Some(answers))),
+                        Ok(None) => None,
+                        Err(status) => Some((Err(rpc_error(&status)), None)),
+                    }
+                }
+            });
+            Ok(results.boxed())
+        })
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        let request = self.vote_request(rpc);
+        vote_response(bounded(option.soft_ttl(), self.client()?.vote(request)).await?)
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        let request = self.vote_request(rpc);
+        vote_response(bounded(option.soft_ttl(), self.client()?.pre_vote(request)).await?)
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let header = proto::SnapshotHeader {
+            peer: Some(self.peer.clone()),
+            vote: Some(ballot_out(&vote)),
+            last_log_id: snapshot.meta.last_log_id.as_ref().map(log_id_out),
+            membership: Some(stored_membership_out(&snapshot.meta.last_membership)),
+        };
+        let (sender, receiver) = tokio::sync::mpsc::channel(4);
+        // The call answers only after it has read the stream, so both run side by side.
+        let feed = async move {
+            let _ = sender
+                .send(request(proto::snapshot_request::Part::Header(header)))
+                .await;
+            for part in snapshot::encode(&snapshot.snapshot) {
+                let part = part.map_err(|error| StreamingError::Network(NetworkError::new(&error)))?;
+                if sender
+                    .send(request(proto::snapshot_request::Part::Chunk(part)))
+                    .await
+                    .is_err()
+                {
+                    break;
+                }
+            }
+            Ok::<_, StreamingError<TypeConfig>>(())
+        };
+        let mut client = self.client()?;
+        let call = bounded(SNAPSHOT_TIMEOUT, client.snapshot(ReceiverStream::new(receiver)));
+        let transfer = async move {
+            let (answer, fed) = tokio::join!(call, feed);
+            fed?;
+            let vote = answer?.vote.ok_or_else(|| missing("vote"))?;
+            Ok(SnapshotResponse::new(ballot_in(vote)))
+        };
+        tokio::select! {
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            done = transfer => done,
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        rpc: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RpcError> {
+        let (vote, log) = (*rpc.from_leader(), rpc.last_log_id().copied());
+        let request = proto::TransferLeaderRequest {
+            peer: Some(self.peer.clone()),
+            from_leader: Some(ballot_out(&vote)),
+            to_node_id: *rpc.to_node_id(),
+            last_log_id: log.as_ref().map(log_id_out),
+        };
+        let response = bounded(option.soft_ttl(), self.client()?.transfer_leader(request)).await?;
+        Ok(transfer_result(response, vote, log))
+    }
+}
+
+fn transfer_result(
+    response: proto::TransferLeaderResponse,
+    vote: Vote,
+    log: Option<LogId>,
+) -> TransferLeaderResponse<TypeConfig> {
+    use proto::transfer_leader_response::Declined;
+    match response.declined {
+        None => Ok(()),
+        Some(Declined::Vote(actual)) => Err(TransferLeaderError::VoteChanged {
+            expected: vote,
+            actual: ballot_in(actual),
+        }),
+        Some(Declined::Log(actual)) => Err(TransferLeaderError::LogNotFlushed {
+            expected: log,
+            actual: actual.log_id.map(log_id_in),
+        }),
+    }
+}
+
+fn request(part: proto::snapshot_request::Part) -> proto::SnapshotRequest {
+    proto::SnapshotRequest { part: Some(part) }
+}

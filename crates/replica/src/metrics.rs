@@ -1,0 +1,133 @@
+//! Every metric of a replica, with its unit.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use holdfast_wire::proto;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+type Count = Gauge<u64, AtomicU64>;
+
+/// Counted as it happens; positions are read when somebody looks.
+pub struct Metrics {
+    registry: Registry,
+    writes: Family<[(&'static str, &'static str); 1], Counter>,
+    write_seconds: Histogram,
+    snapshots_sent: Counter,
+    leader: Count,
+    term: Count,
+    applied: Count,
+    committed: Count,
+    revision: Count,
+    epoch: Count,
+    routes: Count,
+    subscribers: Count,
+    ready: Count,
+    contact_age: Gauge<f64, AtomicU64>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("holdfast_replica");
+        let gauge = |registry: &mut Registry, name: &str, help: &str| {
+            let gauge = Count::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        };
+        let leader = gauge(&mut registry, "leader", "1 if this replica leads");
+        let term = gauge(&mut registry, "term", "Raft term");
+        let applied = gauge(&mut registry, "applied_index", "Last log entry in the table");
+        let committed = gauge(
+            &mut registry,
+            "committed_index",
+            "Last log entry known to be on a quorum",
+        );
+        let revision = gauge(&mut registry, "table_revision", "Revision of the table");
+        let epoch = gauge(&mut registry, "table_epoch", "Epoch of the table");
+        let routes = gauge(&mut registry, "table_routes", "Routes in the table");
+        let subscribers = gauge(&mut registry, "subscribers", "Connected subscribers");
+        let ready = gauge(
+            &mut registry,
+            "ready",
+            "1 once this replica has caught up since its start",
+        );
+        let contact_age = Gauge::default();
+        registry.register_with_unit(
+            "leader_contact_age",
+            "How long ago this replica last knew a quorum behind a leader; -1 if never",
+            Unit::Seconds,
+            contact_age.clone(),
+        );
+        let writes = Family::default();
+        registry.register("writes", "Write calls by outcome", writes.clone());
+        let write_seconds = Histogram::new(exponential_buckets(0.000_5, 2.0, 16));
+        registry.register_with_unit(
+            "write_duration",
+            "Write calls, waiting included",
+            Unit::Seconds,
+            write_seconds.clone(),
+        );
+        let snapshots_sent = Counter::default();
+        registry.register(
+            "snapshots_sent",
+            "Snapshots sent to subscribers",
+            snapshots_sent.clone(),
+        );
+        Metrics {
+            registry,
+            writes,
+            write_seconds,
+            snapshots_sent,
+            leader,
+            term,
+            applied,
+            committed,
+            revision,
+            epoch,
+            routes,
+            subscribers,
+            ready,
+            contact_age,
+        }
+    }
+}
+
+impl Metrics {
+    /// A write call has ended.
+    pub fn write(&self, duration: Duration, ok: bool) {
+        self.writes
+            .get_or_create(&[("outcome", if ok { "ok" } else { "error" })])
+            .inc();
+        self.write_seconds.observe(duration.as_secs_f64());
+    }
+
+    /// A subscriber was sent a whole table.
+    pub fn snapshot_sent(&self) {
+        self.snapshots_sent.inc();
+    }
+
+    /// Everything in the OpenMetrics text format.
+    pub fn encode(&self, status: &proto::StatusResponse, subscribers: usize) -> String {
+        self.leader.set(u64::from(status.role() == proto::Role::Leader));
+        self.term.set(status.term);
+        self.applied.set(status.applied_index);
+        self.committed.set(status.committed_index);
+        self.revision.set(status.revision);
+        self.epoch.set(status.epoch);
+        self.routes.set(status.routes);
+        self.subscribers.set(subscribers as u64);
+        self.ready.set(u64::from(status.ready));
+        let age = status.leader_contact_age_ms;
+        self.contact_age
+            .set(if age == u64::MAX { -1.0 } else { age as f64 / 1000.0 });
+        let mut text = String::new();
+        // Writing to a String does not fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}

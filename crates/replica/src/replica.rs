@@ -1,0 +1,363 @@
+//! Replica: build, run, drain; owns every task.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use holdfast_wire::proto::cluster_server::ClusterServer;
+use holdfast_wire::proto::raft_server::RaftServer;
+use holdfast_wire::proto::routes_server::RoutesServer;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus;
+
+use crate::config::{ConfigError, ReplicaConfig};
+use crate::consensus::Consensus;
+use crate::consensus::bootstrap::{self, Introduction, is_member};
+use crate::consensus::network::MESSAGE_BYTES_MAX;
+use crate::feed::Feed;
+use crate::metrics::Metrics;
+use crate::services::cluster::ClusterService;
+use crate::services::raft::RaftService;
+use crate::services::routes::RoutesService;
+use crate::services::{Context, admin};
+use crate::storage::identity::Identity;
+use crate::storage::log::LogStore;
+use crate::storage::state_machine::{Published, StateMachine};
+use crate::storage::{OpenError, Store};
+
+/// A write is at most 16 MiB of routes; the rest is framing.
+const WRITE_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// A client that does not answer a ping for so long is gone, whatever TCP says.
+const KEEPALIVE: Duration = Duration::from_secs(2);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// What calls and streams get to end by themselves once they were told to.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Why a replica cannot start. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// Every mistake in the configuration.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Config(Vec<ConfigError>),
+    /// The data directory.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The replicas that answer are another cluster.
+    #[error(
+        "data-dir {data_dir:?}: belongs to cluster {cluster_id}, but {peer} is in cluster {other}; \
+         give this replica the directory or the --peers of its own cluster"
+    )]
+    OtherCluster {
+        /// The directory.
+        data_dir: std::path::PathBuf,
+        /// Its cluster.
+        cluster_id: String,
+        /// Who says otherwise.
+        peer: String,
+        /// The cluster there.
+        other: String,
+    },
+    /// A port in use, or an address of another machine.
+    #[error("{field} {address}: cannot be listened on; is another process using it?")]
+    Listen {
+        /// The flag without dashes.
+        field: &'static str,
+        /// Its value.
+        address: SocketAddr,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// The log or the consensus did not start.
+    #[error("data-dir {data_dir:?}: the log cannot be used")]
+    Log {
+        /// The directory.
+        data_dir: std::path::PathBuf,
+        /// What happened.
+        source: std::io::Error,
+    },
+}
+
+/// A replica stopped without being asked to. Its data directory is as good as at a crash: start it again.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A listener failed.
+    #[error("a server ended")]
+    Server(#[from] tonic::transport::Error),
+    /// The listener for probes failed.
+    #[error("the admin server ended")]
+    Admin(#[source] std::io::Error),
+    /// Joining failed.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The consensus did not start, or stopped.
+    #[error("consensus stopped: {0}")]
+    Consensus(String),
+    /// A bug.
+    #[error("a task panicked")]
+    Panic(#[from] tokio::task::JoinError),
+}
+
+/// A replica whose directory is open and whose ports are bound.
+pub struct Replica {
+    config: ReplicaConfig,
+    context: Arc<Context>,
+    log: LogStore,
+    machine: StateMachine,
+    published: Published,
+    client: TcpListener,
+    peer: TcpListener,
+    admin: Option<TcpListener>,
+}
+
+impl ReplicaConfig {
+    /// Checks the configuration, opens the directory and binds the ports.
+    ///
+    /// # Errors
+    /// [`BuildError`]: nothing was changed.
+    pub async fn build(self) -> Result<Replica, BuildError> {
+        let problems = self.problems();
+        if !problems.is_empty() {
+            return Err(BuildError::Config(problems));
+        }
+        let client = listen("listen-client", self.listen_client).await?;
+        let peer = listen("listen-peer", self.listen_peer).await?;
+        let admin = match self.listen_admin {
+            Some(address) => Some(listen("listen-admin", address).await?),
+            None => None,
+        };
+        let store = Store::open(&self.data_dir)?;
+        let identity = store.identity(&self.name)?;
+        if is_member(&identity)
+            && let Some((other, cluster_id)) = bootstrap::foreign_cluster(&self, &identity).await
+        {
+            return Err(BuildError::OtherCluster {
+                data_dir: self.data_dir.clone(),
+                cluster_id: identity.cluster_id,
+                peer: format!("{} at {}", other.name, other.address),
+                other: cluster_id,
+            });
+        }
+        let (machine, published) = StateMachine::open(store.clone())?;
+        let failed = |source| BuildError::Log {
+            data_dir: self.data_dir.clone(),
+            source,
+        };
+        let log = LogStore::open(store.clone()).map_err(failed)?;
+        let advertised = match &self.advertise_client {
+            Some(address) => address.clone(),
+            None => client.local_addr().map_err(failed)?.to_string(),
+        };
+        let context = Context {
+            introduction: Introduction::new(&self, identity, advertised),
+            store,
+            consensus: watch::Sender::new(None),
+            feed: Arc::new(Feed::default()),
+            metrics: Metrics::default(),
+            caught_up: AtomicBool::new(false),
+            stopping: CancellationToken::new(),
+            streams: TaskTracker::new(),
+        };
+        Ok(Replica {
+            config: self,
+            context: Arc::new(context),
+            log,
+            machine,
+            published,
+            client,
+            peer,
+            admin,
+        })
+    }
+}
+
+async fn listen(field: &'static str, address: SocketAddr) -> Result<TcpListener, BuildError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| BuildError::Listen { field, address, source })
+}
+
+impl Replica {
+    /// Where clients connect.
+    pub fn client_address(&self) -> SocketAddr {
+        self.client.local_addr().unwrap_or(self.config.listen_client)
+    }
+
+    /// Serves until `shutdown`, then drains: the leadership moves, streams are told to go elsewhere, calls end.
+    ///
+    /// # Errors
+    /// [`RunError`]: it stopped by itself.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
+        let Replica {
+            config,
+            context,
+            log,
+            machine,
+            published,
+            client,
+            peer,
+            admin,
+        } = self;
+        tracing::info!(name = config.name, client = %client.local_addr().map_or_else(|_| String::new(), |a| a.to_string()), "replica starts");
+        let mut tasks = JoinSet::new();
+        tasks.spawn(serve_clients(context.clone(), client));
+        let mut peers = JoinSet::new();
+        peers.spawn(serve_peers(context.clone(), peer));
+        if let Some(admin) = admin {
+            tasks.spawn(serve_admin(context.clone(), admin));
+        }
+        let started = async {
+            let identity = bootstrap::join(&config, &context.introduction, &context.store).await?;
+            let consensus = start(&config, identity, log, machine, published).await?;
+            context.consensus.send_replace(Some(consensus.clone()));
+            consensus.recovered().await;
+            context.caught_up.store(true, Ordering::Relaxed);
+            tracing::info!("caught up; serving");
+            Err::<std::convert::Infallible, _>(RunError::Consensus(consensus.failed().await))
+        };
+        let ended = tokio::select! {
+            () = shutdown.cancelled() => Ok(()),
+            Err(error) = started => Err(error),
+            Some(ended) = tasks.join_next() => Err(early(ended)),
+            Some(ended) = peers.join_next() => Err(early(ended)),
+        };
+        drain(&context, tasks).await;
+        // Peers hold their streams open for as long as there is a listener, and need no goodbye.
+        peers.shutdown().await;
+        ended
+    }
+}
+
+fn early(ended: Result<Result<(), RunError>, tokio::task::JoinError>) -> RunError {
+    match ended {
+        Ok(Ok(())) => RunError::Consensus("a server ended early".into()),
+        Ok(Err(error)) => error,
+        Err(panic) => panic.into(),
+    }
+}
+
+async fn start(
+    config: &ReplicaConfig,
+    identity: Identity,
+    log: LogStore,
+    machine: StateMachine,
+    published: Published,
+) -> Result<Consensus, RunError> {
+    let failed = |error: std::io::Error| RunError::Consensus(error.to_string());
+    let leads_first_start = config
+        .cluster
+        .peers
+        .first()
+        .is_some_and(|first| first.name == config.name);
+    tracing::info!(
+        cluster_id = identity.cluster_id,
+        node_id = identity.node_id,
+        "member of a cluster"
+    );
+    let consensus = Consensus::start(&config.cluster, identity, log, machine, published)
+        .await
+        .map_err(failed)?;
+    if leads_first_start {
+        consensus.initialize().await.map_err(failed)?;
+    }
+    Ok(consensus)
+}
+
+async fn drain(context: &Context, mut tasks: JoinSet<Result<(), RunError>>) {
+    let consensus = context.consensus.borrow().clone();
+    if let Some(consensus) = &consensus {
+        consensus.step_down().await;
+    }
+    context.stopping.cancel();
+    context.streams.close();
+    let ended = async {
+        context.streams.wait().await;
+        while tasks.join_next().await.is_some() {}
+    };
+    if tokio::time::timeout(DRAIN, ended).await.is_err() {
+        tracing::warn!("some calls did not end within {DRAIN:?} and are cut");
+        tasks.shutdown().await;
+    }
+    if let Some(consensus) = consensus {
+        consensus.shutdown().await;
+    }
+    tracing::info!("replica stopped");
+}
+
+fn server() -> Server {
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+}
+
+fn incoming(listener: TcpListener) -> TcpIncoming {
+    TcpIncoming::from(listener).with_nodelay(Some(true))
+}
+
+async fn serve_clients(context: Arc<Context>, listener: TcpListener) -> Result<(), RunError> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let routes = RoutesServer::new(RoutesService(context.clone()))
+        .max_decoding_message_size(WRITE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(holdfast_wire::DESCRIPTORS)
+        .build_v1()
+        .map_err(|error| RunError::Consensus(error.to_string()))?;
+    let watched = context.clone();
+    let report = async move {
+        const ROUTES: &str = "holdfast.v1.Routes";
+        reporter.set_service_status(ROUTES, ServingStatus::NotServing).await;
+        let mut consensus = watched.consensus.subscribe();
+        if consensus.wait_for(Option::is_some).await.is_err() {
+            return;
+        }
+        let member = consensus.borrow().clone();
+        if let Some(member) = member {
+            member.recovered().await;
+        }
+        reporter.set_service_status(ROUTES, ServingStatus::Serving).await;
+        watched.stopping.cancelled().await;
+        reporter.set_service_status(ROUTES, ServingStatus::NotServing).await;
+    };
+    context.streams.spawn(until(context.stopping.clone(), report));
+    let serve = server()
+        .add_service(health)
+        .add_service(reflection)
+        .add_service(routes)
+        .add_service(ClusterServer::new(ClusterService(context.clone())))
+        .serve_with_incoming_shutdown(incoming(listener), context.stopping.clone().cancelled_owned());
+    Ok(serve.await?)
+}
+
+/// Ends a task with the replica; it gets no time of its own.
+async fn until(stopping: CancellationToken, task: impl Future<Output = ()>) {
+    tokio::select! {
+        () = stopping.cancelled() => {}
+        () = task => {}
+    }
+}
+
+async fn serve_peers(context: Arc<Context>, listener: TcpListener) -> Result<(), RunError> {
+    let raft = RaftServer::new(RaftService(context.clone()))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let stopping = context.stopping.clone().cancelled_owned();
+    Ok(server()
+        .add_service(raft)
+        .serve_with_incoming_shutdown(incoming(listener), stopping)
+        .await?)
+}
+
+async fn serve_admin(context: Arc<Context>, listener: TcpListener) -> Result<(), RunError> {
+    let stopping = context.stopping.clone().cancelled_owned();
+    axum::serve(listener, admin::router(context))
+        .with_graceful_shutdown(stopping)
+        .await
+        .map_err(RunError::Admin)
+}

@@ -1,0 +1,135 @@
+//! The doors: one module per service, and what they share.
+
+pub mod admin;
+pub mod cluster;
+pub mod raft;
+pub mod routes;
+pub mod subscribe;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use holdfast_wire::errors::{self, Reason};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::metadata::MetadataMap;
+use tonic::{Code, Status};
+
+use crate::consensus::Consensus;
+use crate::consensus::bootstrap::Introduction;
+use crate::feed::Feed;
+use crate::metrics::Metrics;
+use crate::storage::Store;
+
+/// How long a call without a deadline of its own may take.
+const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
+const DEADLINE_MAX: Duration = Duration::from_secs(60);
+
+/// What every service of one replica sees.
+pub struct Context {
+    /// Who this replica is.
+    pub introduction: Introduction,
+    /// Its disk.
+    pub store: Store,
+    /// Set once the replica is a member of a cluster.
+    pub consensus: watch::Sender<Option<Consensus>>,
+    /// Its subscribers.
+    pub feed: Arc<Feed>,
+    /// What it counts.
+    pub metrics: Metrics,
+    /// Set once it has caught up since its start, and never unset.
+    pub caught_up: AtomicBool,
+    /// Cancelled when the replica begins to stop.
+    pub stopping: CancellationToken,
+    /// Owns the tasks of streams; the replica waits for them.
+    pub streams: TaskTracker,
+}
+
+impl Context {
+    /// The consensus of a member.
+    ///
+    /// # Errors
+    /// `not-ready`: this replica belongs to no cluster yet.
+    pub fn member(&self) -> Result<Consensus, Status> {
+        self.consensus.borrow().clone().ok_or_else(|| {
+            let waiting_for = self.introduction.waiting_for.borrow().clone();
+            Reason::NotReady.status(format!("this replica is in no cluster yet; it waits for {waiting_for}"))
+        })
+    }
+
+    /// The consensus of a member that has caught up.
+    ///
+    /// # Errors
+    /// `not-ready`: what it holds may be older than what others have seen; ask another replica.
+    pub fn ready(&self) -> Result<Consensus, Status> {
+        let consensus = self.member()?;
+        match self.caught_up.load(Ordering::Relaxed) {
+            true => Ok(consensus),
+            false => Err(Reason::NotReady.status("this replica has not caught up since its start; ask another one")),
+        }
+    }
+}
+
+/// How long the caller is willing to wait, by the header `grpc-timeout`.
+fn patience(metadata: &MetadataMap) -> Duration {
+    let header = metadata.get("grpc-timeout").and_then(|value| value.to_str().ok());
+    header
+        .and_then(parse_timeout)
+        .unwrap_or(DEADLINE_DEFAULT)
+        .min(DEADLINE_MAX)
+}
+
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = number.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(number.checked_mul(3600)?),
+        "M" => Duration::from_secs(number.checked_mul(60)?),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+/// Names the leader in an answer or error, so that the caller may go there directly.
+fn hint(metadata: &mut MetadataMap, consensus: &Consensus) {
+    if let Some((_, node)) = consensus.leader() {
+        errors::hint_leader(metadata, &node.client_address);
+    }
+}
+
+fn hinted(mut status: Status, consensus: &Consensus) -> Status {
+    hint(status.metadata_mut(), consensus);
+    status
+}
+
+/// An error of a caller that speaks the protocol wrongly.
+fn protocol_error(message: impl Into<String>) -> Status {
+    Status::new(Code::InvalidArgument, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_callers_deadline_is_read_and_bounded() {
+        let patience_of = |value: Option<&'static str>| {
+            let mut metadata = MetadataMap::new();
+            if let Some(value) = value {
+                metadata.insert("grpc-timeout", value.parse().unwrap());
+            }
+            patience(&metadata)
+        };
+        assert_eq!(patience_of(Some("1500m")), Duration::from_millis(1500));
+        assert_eq!(patience_of(Some("2S")), Duration::from_secs(2));
+        assert_eq!(patience_of(Some("9H")), DEADLINE_MAX);
+        for odd in [None, Some("x"), Some(""), Some("10"), Some("99999999999999999999S")] {
+            assert_eq!(patience_of(odd), DEADLINE_DEFAULT);
+        }
+    }
+}

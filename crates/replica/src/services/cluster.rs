@@ -1,0 +1,80 @@
+//! What operators ask: always answered, with or without a leader.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use holdfast_wire::proto;
+use holdfast_wire::proto::cluster_server::Cluster;
+use openraft::ServerState;
+use tonic::{Request, Response, Status};
+
+use super::Context;
+
+/// The service behind `holdfast status`.
+#[derive(Clone)]
+pub struct ClusterService(pub Arc<Context>);
+
+#[tonic::async_trait]
+impl Cluster for ClusterService {
+    async fn status(&self, _: Request<proto::StatusRequest>) -> Result<Response<proto::StatusResponse>, Status> {
+        Ok(Response::new(status(&self.0)))
+    }
+}
+
+/// What this replica knows, without asking anybody.
+pub fn status(context: &Context) -> proto::StatusResponse {
+    let introduction = &context.introduction;
+    let mut status = proto::StatusResponse {
+        name: introduction.identity.borrow().name.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        role: proto::Role::Pristine.into(),
+        waiting_for: introduction.waiting_for.borrow().clone(),
+        ..Default::default()
+    };
+    let Some(consensus) = context.consensus.borrow().clone() else {
+        return status;
+    };
+    let identity = consensus.identity();
+    let position = consensus.published().load();
+    let table = &position.state.table;
+    let metrics = consensus.metrics();
+    status.cluster_id = identity.cluster_id.clone();
+    status.node_id = identity.node_id;
+    status.role = match metrics.state {
+        ServerState::Leader => proto::Role::Leader,
+        ServerState::Candidate => proto::Role::Candidate,
+        ServerState::Follower => proto::Role::Follower,
+        _ => proto::Role::Learner,
+    }
+    .into();
+    status.leader_id = metrics.current_leader.unwrap_or(0);
+    status.term = metrics.current_term;
+    status.last_log_index = metrics.last_log_index.unwrap_or(0);
+    status.committed_index = metrics.local_committed.map_or(0, |log_id| log_id.index);
+    status.applied_index = position.applied.map_or(0, |log_id| log_id.index);
+    status.epoch = table.epoch().0;
+    status.revision = table.revision().0;
+    status.digest = table.digest().to_bytes().to_vec().into();
+    status.routes = table.len() as u64;
+    status.ready = context.caught_up.load(Ordering::Relaxed);
+    let replication = metrics.replication;
+    let age = consensus.leader_contact_age();
+    status.leader_contact_age_ms = age.map_or(u64::MAX, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+    let members = consensus
+        .members()
+        .into_iter()
+        .map(|(node_id, node, voter)| proto::Member {
+            node_id,
+            name: node.name,
+            peer_address: node.peer_address,
+            client_address: node.client_address,
+            voter,
+            matched_index: replication
+                .as_ref()
+                .and_then(|progress| progress.get(&node_id))
+                .map(|log_id| log_id.map_or(0, |log_id| log_id.index)),
+        });
+    status.members = members.collect();
+    status.subscribers = context.feed.status();
+    status
+}

@@ -1,0 +1,267 @@
+//! What peers call. Every call is checked: the right cluster, the right replica, the right disk.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt as _};
+use holdfast_table::Revision;
+use holdfast_wire::proto;
+use holdfast_wire::proto::raft_server::Raft;
+use openraft::raft::{
+    AppendEntriesRequest, StreamAppendError, TransferLeaderError, TransferLeaderRequest, VoteRequest,
+};
+use openraft::storage::Snapshot;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::{Context, protocol_error};
+use crate::consensus::types::{
+    SnapshotMeta, TypeConfig, ballot_in, ballot_out, entry_in, log_id_in, log_id_out, stored_membership_in,
+};
+use crate::consensus::{Consensus, read_index_out};
+use crate::storage::snapshot::Decoder;
+
+/// The service behind the peers' listener.
+#[derive(Clone)]
+pub struct RaftService(pub Arc<Context>);
+
+impl RaftService {
+    /// The consensus, if the call was meant for it.
+    fn admit(&self, peer: Option<&proto::Peer>) -> Result<Consensus, Status> {
+        let consensus = self.0.member()?;
+        check(&consensus, peer)?;
+        Ok(consensus)
+    }
+}
+
+fn check(consensus: &Consensus, peer: Option<&proto::Peer>) -> Result<(), Status> {
+    let peer = peer.ok_or_else(|| protocol_error("peer: is missing"))?;
+    let identity = consensus.identity();
+    let wrong = |field: &str, meant: &str, is: &str| {
+        tracing::warn!(
+            field,
+            meant,
+            is,
+            from = peer.from_node_id,
+            "refused a call that was meant for another replica"
+        );
+        Err(Status::new(
+            Code::FailedPrecondition,
+            format!("{field}: the call is for {meant:?}, this is {is:?}"),
+        ))
+    };
+    if peer.cluster_id != identity.cluster_id {
+        return wrong("cluster_id", &peer.cluster_id, &identity.cluster_id);
+    }
+    if peer.to_node_id != identity.node_id {
+        return wrong(
+            "to_node_id",
+            &peer.to_node_id.to_string(),
+            &identity.node_id.to_string(),
+        );
+    }
+    if peer.to_store_uuid != identity.store_uuid {
+        return wrong("to_store_uuid", &peer.to_store_uuid, &identity.store_uuid);
+    }
+    if !consensus.members().iter().any(|(id, ..)| *id == peer.from_node_id)
+        && !identity
+            .founders
+            .iter()
+            .any(|founder| founder.node_id == peer.from_node_id)
+    {
+        return wrong("from_node_id", &peer.from_node_id.to_string(), "no member of that id");
+    }
+    Ok(())
+}
+
+fn internal(error: impl std::fmt::Display) -> Status {
+    Status::internal(error.to_string())
+}
+
+fn append_in(request: proto::AppendRequest) -> Option<AppendEntriesRequest<TypeConfig>> {
+    Some(AppendEntriesRequest {
+        vote: ballot_in(request.vote?),
+        prev_log_id: request.prev_log_id.map(log_id_in),
+        entries: request.entries.into_iter().map(entry_in).collect::<Option<_>>()?,
+        leader_commit: request.leader_commit.map(log_id_in),
+    })
+}
+
+fn vote_in(request: proto::VoteRequest) -> Result<VoteRequest<TypeConfig>, Status> {
+    Ok(VoteRequest {
+        vote: ballot_in(request.vote.ok_or_else(|| protocol_error("vote: is missing"))?),
+        last_log_id: request.last_log_id.map(log_id_in),
+        leadership_transfer: request.leadership_transfer,
+    })
+}
+
+fn vote_out(response: &openraft::raft::VoteResponse<TypeConfig>) -> Response<proto::VoteResponse> {
+    Response::new(proto::VoteResponse {
+        vote: Some(ballot_out(&response.vote)),
+        granted: response.vote_granted,
+        last_log_id: response.last_log_id.as_ref().map(log_id_out),
+    })
+}
+
+#[tonic::async_trait]
+impl Raft for RaftService {
+    async fn identify(&self, _: Request<proto::IdentifyRequest>) -> Result<Response<proto::IdentifyResponse>, Status> {
+        Ok(Response::new(self.0.introduction.identify()))
+    }
+
+    async fn found(&self, request: Request<proto::FoundRequest>) -> Result<Response<proto::FoundResponse>, Status> {
+        let refused = |reason| Status::new(Code::FailedPrecondition, reason);
+        self.0
+            .introduction
+            .found(&self.0.store, request.into_inner())
+            .map_err(refused)?;
+        Ok(Response::new(proto::FoundResponse {}))
+    }
+
+    type AppendStream = Pin<Box<dyn Stream<Item = Result<proto::AppendResponse, Status>> + Send>>;
+
+    async fn append(
+        &self,
+        request: Request<Streaming<proto::AppendRequest>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        let consensus = self.0.member()?;
+        let checked = consensus.clone();
+        // The stream ends at the first message that is not ours to take; the caller is told by the missing answer.
+        let requests = request.into_inner().scan((), move |(), message| {
+            let accepted = message
+                .ok()
+                .filter(|message| check(&checked, message.peer.as_ref()).is_ok());
+            std::future::ready(accepted.and_then(append_in))
+        });
+        let results = consensus.raft.stream_append(requests).map(move |result| {
+            use proto::append_response::Result as Out;
+            let result = match result.map_err(internal)? {
+                Ok(log_id) => {
+                    consensus.heard_leader();
+                    Out::Success(proto::Success {
+                        log_id: log_id.as_ref().map(log_id_out),
+                    })
+                }
+                Err(StreamAppendError::Conflict(log_id)) => {
+                    consensus.heard_leader();
+                    Out::Conflict(proto::Conflict {
+                        log_id: Some(log_id_out(&log_id)),
+                    })
+                }
+                Err(StreamAppendError::HigherVote(vote)) => Out::HigherVote(ballot_out(&vote)),
+            };
+            Ok(proto::AppendResponse { result: Some(result) })
+        });
+        let stopping = self.0.stopping.clone().cancelled_owned();
+        Ok(Response::new(results.take_until(stopping).boxed()))
+    }
+
+    async fn vote(&self, request: Request<proto::VoteRequest>) -> Result<Response<proto::VoteResponse>, Status> {
+        let request = request.into_inner();
+        let consensus = self.admit(request.peer.as_ref())?;
+        Ok(vote_out(
+            &consensus.raft.vote(vote_in(request)?).await.map_err(internal)?,
+        ))
+    }
+
+    async fn pre_vote(&self, request: Request<proto::VoteRequest>) -> Result<Response<proto::VoteResponse>, Status> {
+        let request = request.into_inner();
+        let consensus = self.admit(request.peer.as_ref())?;
+        Ok(vote_out(
+            &consensus.raft.pre_vote(vote_in(request)?).await.map_err(internal)?,
+        ))
+    }
+
+    async fn snapshot(
+        &self,
+        request: Request<Streaming<proto::SnapshotRequest>>,
+    ) -> Result<Response<proto::SnapshotResponse>, Status> {
+        use proto::snapshot_request::Part;
+        let mut parts = request.into_inner();
+        let first = parts.message().await?.and_then(|request| request.part);
+        let Some(Part::Header(header)) = first else {
+            return Err(protocol_error("a snapshot begins with its header"));
+        };
+        let consensus = self.admit(header.peer.as_ref())?;
+        let mut decoder = Decoder::default();
+        while let Some(request) = parts.message().await? {
+            let Some(Part::Chunk(chunk)) = request.part else {
+                return Err(protocol_error("after a snapshot's header come chunks"));
+            };
+            decoder
+                .push(&chunk)
+                .map_err(|error| Status::data_loss(error.to_string()))?;
+        }
+        let state = decoder.finish().map_err(|error| Status::data_loss(error.to_string()))?;
+        let missing = || protocol_error("header: is incomplete");
+        let meta = SnapshotMeta {
+            last_log_id: header.last_log_id.map(log_id_in),
+            last_membership: header.membership.and_then(stored_membership_in).ok_or_else(missing)?,
+        };
+        let vote = ballot_in(header.vote.ok_or_else(missing)?);
+        consensus.heard_leader();
+        let snapshot = Snapshot { meta, snapshot: state };
+        let response = consensus
+            .raft
+            .install_full_snapshot(vote, snapshot)
+            .await
+            .map_err(internal)?;
+        Ok(Response::new(proto::SnapshotResponse {
+            vote: Some(ballot_out(&response.vote)),
+        }))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<proto::TransferLeaderRequest>,
+    ) -> Result<Response<proto::TransferLeaderResponse>, Status> {
+        use proto::transfer_leader_response::Declined;
+        let request = request.into_inner();
+        let consensus = self.admit(request.peer.as_ref())?;
+        let vote = ballot_in(
+            request
+                .from_leader
+                .ok_or_else(|| protocol_error("from_leader: is missing"))?,
+        );
+        let transfer = TransferLeaderRequest::new(vote, request.to_node_id, request.last_log_id.map(log_id_in));
+        let declined = match consensus
+            .raft
+            .handle_transfer_leader(transfer)
+            .await
+            .map_err(internal)?
+        {
+            Ok(()) => None,
+            Err(TransferLeaderError::VoteChanged { actual, .. }) => Some(Declined::Vote(ballot_out(&actual))),
+            Err(TransferLeaderError::LogNotFlushed { actual, .. }) => Some(Declined::Log(proto::Success {
+                log_id: actual.as_ref().map(log_id_out),
+            })),
+        };
+        Ok(Response::new(proto::TransferLeaderResponse { declined }))
+    }
+
+    async fn read_index(
+        &self,
+        request: Request<proto::ReadIndexRequest>,
+    ) -> Result<Response<proto::ReadIndexResponse>, Status> {
+        let consensus = self.admit(request.into_inner().peer.as_ref())?;
+        match consensus.read_index().await {
+            Ok(log_id) => Ok(Response::new(read_index_out(&log_id))),
+            Err(_) => Err(Status::unavailable("this replica does not lead, or has no quorum")),
+        }
+    }
+
+    async fn await_proxies(
+        &self,
+        request: Request<proto::AwaitProxiesRequest>,
+    ) -> Result<Response<proto::AwaitProxiesResponse>, Status> {
+        let request = request.into_inner();
+        self.admit(request.peer.as_ref())?;
+        let wait = Duration::from_millis(request.wait_ms.into()).min(Duration::from_secs(10));
+        let progress = self.0.feed.synced(Revision(request.revision), wait).await;
+        Ok(Response::new(proto::AwaitProxiesResponse {
+            live: progress.live,
+            synced: progress.synced,
+            lagging: progress.lagging,
+        }))
+    }
+}

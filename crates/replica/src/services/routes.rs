@@ -1,0 +1,298 @@
+//! Write, get and list; a follower forwards a write once, and reads by the leader's index.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures_util::{Stream, StreamExt as _};
+use holdfast_table::{Command, Entry, Epoch, Namespace, Revision, RouteSpec, Written};
+use holdfast_wire::errors::{self, Reason};
+use holdfast_wire::proto;
+use holdfast_wire::proto::routes_client::RoutesClient;
+use holdfast_wire::proto::routes_server::Routes;
+use prost::Message as _;
+use tokio::time::Instant;
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::{Context, hint, hinted, patience};
+use crate::consensus::network::{MESSAGE_BYTES_MAX, raft_client};
+use crate::consensus::{Consensus, ProposeError};
+use crate::feed::ProxyProgress;
+
+const WAIT_FOR_PROXIES_MAX: Duration = Duration::from_secs(10);
+/// Between two looks for a leader.
+const LEADER_RETRY: Duration = Duration::from_millis(20);
+/// One message of a list, about.
+const PAGE_BYTES: usize = 512 * 1024;
+
+/// The service that hubs, operators and proxies call.
+#[derive(Clone)]
+pub struct RoutesService(pub Arc<Context>);
+
+#[tonic::async_trait]
+impl Routes for RoutesService {
+    async fn write(&self, request: Request<proto::WriteRequest>) -> Result<Response<proto::WriteResponse>, Status> {
+        let began = Instant::now();
+        let consensus = self.0.member()?;
+        let deadline = began + patience(request.metadata());
+        let forwarded = request.metadata().contains_key(errors::FORWARDED);
+        let request = request.into_inner();
+        // Refused here whoever leads: a bad batch costs nobody else anything.
+        let command = Command::try_from(&request).map_err(errors::invalid)?;
+        let answer = self.decide(&consensus, request, &command, deadline, forwarded).await;
+        self.0.metrics.write(began.elapsed(), answer.is_ok());
+        let mut response = answer.map_err(|status| hinted(status, &consensus))?;
+        hint(response.metadata_mut(), &consensus);
+        Ok(response)
+    }
+
+    async fn get(&self, request: Request<proto::GetRequest>) -> Result<Response<proto::GetResponse>, Status> {
+        let consensus = self.0.ready()?;
+        let deadline = Instant::now() + patience(request.metadata());
+        let spec = RouteSpec::parse(&request.into_inner().routespec).map_err(errors::invalid)?;
+        let position = consensus
+            .read(deadline)
+            .await
+            .map_err(|error| no_leader(&consensus, &error.to_string()))?;
+        let table = &position.state.table;
+        let mut response = Response::new(proto::GetResponse {
+            route: table.get(spec.key()).map(|entry| entry.as_ref().into()),
+            revision: table.revision().0,
+            epoch: table.epoch().0,
+        });
+        hint(response.metadata_mut(), &consensus);
+        Ok(response)
+    }
+
+    type ListStream = Pin<Box<dyn Stream<Item = Result<proto::ListResponse, Status>> + Send>>;
+
+    async fn list(&self, request: Request<proto::ListRequest>) -> Result<Response<Self::ListStream>, Status> {
+        let consensus = self.0.ready()?;
+        let deadline = Instant::now() + patience(request.metadata());
+        let request = request.into_inner();
+        let namespace = match request.namespace.as_str() {
+            "*" => None,
+            name => Some(Namespace::parse(name).map_err(errors::invalid)?),
+        };
+        let position = consensus
+            .read(deadline)
+            .await
+            .map_err(|error| no_leader(&consensus, &error.to_string()))?;
+        let table = &position.state.table;
+        let mut entries = table.sorted();
+        entries.retain(|entry| {
+            namespace
+                .as_ref()
+                .is_none_or(|namespace| entry.route.namespace == *namespace)
+                && entry.route.spec.as_str().starts_with(&request.prefix)
+        });
+        let head = proto::ListResponse {
+            revision: table.revision().0,
+            epoch: table.epoch().0,
+            routes: Vec::new(),
+            total: entries.len() as u64,
+            digest: table.digest().to_bytes().to_vec().into(),
+        };
+        let pages = Pages {
+            head,
+            entries: entries.into_iter(),
+            first: true,
+        };
+        let mut response = Response::new(futures_util::stream::iter(pages).map(Ok).boxed() as Self::ListStream);
+        hint(response.metadata_mut(), &consensus);
+        Ok(response)
+    }
+
+    type SubscribeStream = Pin<Box<dyn Stream<Item = Result<proto::SubscribeResponse, Status>> + Send>>;
+
+    async fn subscribe(
+        &self,
+        request: Request<Streaming<proto::SubscribeRequest>>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
+        super::subscribe::subscribe(self.0.clone(), request).await
+    }
+}
+
+impl RoutesService {
+    async fn decide(
+        &self,
+        consensus: &Consensus,
+        request: proto::WriteRequest,
+        command: &Command,
+        deadline: Instant,
+        forwarded: bool,
+    ) -> Result<Response<proto::WriteResponse>, Status> {
+        loop {
+            if consensus.is_leader() {
+                match consensus.propose(command, now_ms(), deadline).await {
+                    Ok(written) => return Ok(Response::new(self.answer(consensus, &request, written).await)),
+                    Err(ProposeError::Rejected(rejection)) => return Err(errors::rejected(&rejection)),
+                    Err(error @ ProposeError::Unknown) => return Err(Reason::Unknown.status(error.to_string())),
+                    Err(ProposeError::NotLeader) => {}
+                }
+            } else if !forwarded
+                && let Some((id, node)) = consensus.leader().filter(|(id, _)| *id != consensus.identity().node_id)
+            {
+                match self.forward(consensus, &node.client_address, &request, deadline).await {
+                    // It was not the leader any more, or not reachable at all: nothing was written, the search goes on.
+                    Err(status) if Reason::from_status(&status) == Some(Reason::NoLeader) => {
+                        tracing::debug!(leader = id, "a forwarded write found no leader there");
+                    }
+                    answered => return answered,
+                }
+            } else if forwarded {
+                return Err(Reason::NoLeader.status("nothing was written: this replica does not lead"));
+            }
+            if Instant::now() + LEADER_RETRY >= deadline {
+                return Err(no_leader(
+                    consensus,
+                    "nothing was written: no leader within the deadline",
+                ));
+            }
+            tokio::time::sleep(LEADER_RETRY).await;
+        }
+    }
+
+    async fn forward(
+        &self,
+        consensus: &Consensus,
+        address: &str,
+        request: &proto::WriteRequest,
+        deadline: Instant,
+    ) -> Result<Response<proto::WriteResponse>, Status> {
+        let unreachable =
+            || Reason::NoLeader.status(format!("nothing was written: the leader at {address} is not reachable"));
+        let channel = consensus.channel(address).ok_or_else(unreachable)?;
+        let mut client = RoutesClient::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let mut request = Request::new(request.clone());
+        request.set_timeout(deadline.saturating_duration_since(Instant::now()));
+        request
+            .metadata_mut()
+            .insert(errors::FORWARDED, MetadataValue::from_static("1"));
+        match client.write(request).await {
+            Ok(response) => Ok(Response::new(response.into_inner())),
+            Err(status) if Reason::from_status(&status).is_some() => Err(status),
+            Err(status) if never_sent(&status) => Err(unreachable()),
+            Err(status) => {
+                Err(Reason::Unknown.status(format!("the leader at {address} gave no answer: {}", status.message())))
+            }
+        }
+    }
+
+    /// The answer to a decided write, after waiting for the proxies of all replicas.
+    async fn answer(
+        &self,
+        consensus: &Consensus,
+        request: &proto::WriteRequest,
+        written: Written,
+    ) -> proto::WriteResponse {
+        let wait = Duration::from_millis(request.wait_for_proxies_ms.into()).min(WAIT_FOR_PROXIES_MAX);
+        let progress = match wait.is_zero() {
+            true => ProxyProgress::default(),
+            false => self.all_proxies(consensus, written.revision, wait).await,
+        };
+        let Epoch(epoch) = consensus.published().load().state.table.epoch();
+        proto::WriteResponse {
+            revision: written.revision.0,
+            epoch,
+            changed: written.changed,
+            proxies_live: progress.live,
+            proxies_synced: progress.synced,
+            proxies_lagging: progress.lagging,
+        }
+    }
+
+    async fn all_proxies(&self, consensus: &Consensus, revision: Revision, wait: Duration) -> ProxyProgress {
+        let me = consensus.identity().node_id;
+        let others = consensus
+            .members()
+            .into_iter()
+            .filter(|(id, ..)| *id != me)
+            .map(|(id, node, _)| {
+                let request = proto::AwaitProxiesRequest {
+                    peer: Some(consensus.peer(id, &node)),
+                    revision: revision.0,
+                    wait_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
+                };
+                async move {
+                    let mut client = raft_client(consensus.channel(&node.peer_address)?);
+                    // A little longer than the other side waits: only a replica that hangs does not answer by then.
+                    match tokio::time::timeout(wait + Duration::from_millis(200), client.await_proxies(request)).await {
+                        Ok(Ok(answer)) => {
+                            let answer = answer.into_inner();
+                            Some(ProxyProgress {
+                                live: answer.live,
+                                synced: answer.synced,
+                                lagging: answer.lagging,
+                            })
+                        }
+                        // It is down: its proxies are on their way to another replica.
+                        Ok(Err(_)) => None,
+                        Err(_) => {
+                            let name = format!("the proxies of replica {}, which does not answer", node.name);
+                            Some(ProxyProgress {
+                                lagging: vec![name],
+                                ..ProxyProgress::default()
+                            })
+                        }
+                    }
+                }
+            });
+        let (mut progress, others) = tokio::join!(
+            self.0.feed.synced(revision, wait),
+            futures_util::future::join_all(others)
+        );
+        others.into_iter().flatten().for_each(|other| progress.add(other));
+        progress
+    }
+}
+
+/// True if the request cannot have reached the other side.
+fn never_sent(status: &Status) -> bool {
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return io.kind() == std::io::ErrorKind::ConnectionRefused;
+        }
+        source = error.source();
+    }
+    status.code() == Code::Unavailable && status.message().contains("connect error")
+}
+
+fn no_leader(consensus: &Consensus, message: &str) -> Status {
+    hinted(Reason::NoLeader.status(message), consensus)
+}
+
+/// The one place that reads a clock for the log: the leader's time goes into the entry.
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+struct Pages {
+    head: proto::ListResponse,
+    entries: std::vec::IntoIter<Arc<Entry>>,
+    first: bool,
+}
+
+impl Iterator for Pages {
+    type Item = proto::ListResponse;
+
+    fn next(&mut self) -> Option<proto::ListResponse> {
+        let mut page = self.head.clone();
+        let mut bytes = 0;
+        while bytes < PAGE_BYTES
+            && let Some(entry) = self.entries.next()
+        {
+            let route = proto::Route::from(entry.as_ref());
+            bytes += route.encoded_len();
+            page.routes.push(route);
+        }
+        // The first page always comes: an empty table is an answer too.
+        let some = std::mem::take(&mut self.first) || !page.routes.is_empty();
+        some.then_some(page)
+    }
+}

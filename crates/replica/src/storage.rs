@@ -1,0 +1,175 @@
+//! RocksDB: one database, three column families, one write-ahead log, which keeps vote, log and apply in order.
+//!
+//! After a crash the write-ahead log brings back a prefix of everything written, over all column families. So a vote is
+//! there before the entries of its term, an entry before the batch that applied it.
+
+pub mod identity;
+mod keys;
+pub mod log;
+pub mod snapshot;
+pub mod state_machine;
+mod sync;
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rocksdb::{BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, Options};
+
+pub use sync::EXIT_SYNC_FAILED;
+
+/// Vote, positions and identity.
+pub const META: &str = "meta";
+/// Log entries by index.
+pub const LOG: &str = "log";
+/// The state machine's rows.
+pub const TABLE: &str = "table";
+
+const MIB: usize = 1024 * 1024;
+
+/// The version of everything in a data directory; a replica opens no other.
+pub const FORMAT: u32 = 1;
+
+/// Why a data directory cannot be used. Nothing in it was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Missing rights, or a file in its place.
+    #[error("data-dir {path:?}: cannot be made or opened; check its owner and mode")]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// Two replicas on one directory would destroy it.
+    #[error(
+        "data-dir {path:?}: is locked by a running replica; stop that one, or give this one a directory of its own"
+    )]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Written by another version of Holdfast.
+    #[error("data-dir {path:?}: has format {found}, this version reads format {FORMAT}; use the version that wrote it")]
+    Format {
+        /// The directory.
+        path: PathBuf,
+        /// What it says.
+        found: u32,
+    },
+    /// A directory has one owner.
+    #[error("data-dir {path:?}: belongs to replica {found:?}, not to --name {name:?}; nothing was changed")]
+    Name {
+        /// The directory.
+        path: PathBuf,
+        /// What it says.
+        found: String,
+        /// What was configured.
+        name: String,
+    },
+    /// Damage is never served and never repaired by guessing.
+    #[error(
+        "data-dir {path:?}: is damaged ({problem}); if the other replicas are healthy, move it away and start with an \
+         empty one; else keep it and see docs/operating.md"
+    )]
+    Damaged {
+        /// The directory.
+        path: PathBuf,
+        /// What was found.
+        problem: String,
+    },
+}
+
+/// The open database of one replica. Clones share it.
+#[derive(Clone)]
+pub struct Store {
+    db: Arc<DB>,
+    path: PathBuf,
+    // Held, so that a second replica is told plainly; RocksDB's own lock speaks of file names.
+    _lock: Arc<File>,
+}
+
+impl Store {
+    /// Opens or creates the database in `path`.
+    ///
+    /// # Errors
+    /// [`OpenError`]: another process has it, or it is damaged. Only an incomplete last record of the write-ahead log,
+    /// which was never acknowledged, is dropped; anything else that is wrong refuses to open.
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let directory = |source| OpenError::Directory {
+            path: path.to_owned(),
+            source,
+        };
+        std::fs::create_dir_all(path).map_err(directory)?;
+        let lock = File::create(path.join("replica.lock")).map_err(directory)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(OpenError::Locked { path: path.to_owned() }),
+            Err(TryLockError::Error(source)) => return Err(directory(source)),
+        }
+        let families = [(META, MIB), (LOG, 16 * MIB), (TABLE, 16 * MIB)]
+            .map(|(name, buffer)| ColumnFamilyDescriptor::new(name, family_options(buffer)));
+        let db = DB::open_cf_descriptors(&database_options(), path.join("db"), families).map_err(|error| {
+            OpenError::Damaged {
+                path: path.to_owned(),
+                problem: error.to_string(),
+            }
+        })?;
+        Ok(Store {
+            db: Arc::new(db),
+            path: path.to_owned(),
+            _lock: Arc::new(lock),
+        })
+    }
+
+    fn damaged(&self, problem: impl Into<String>) -> OpenError {
+        OpenError::Damaged {
+            path: self.path.clone(),
+            problem: problem.into(),
+        }
+    }
+
+    fn family(&self, name: &'static str) -> &rocksdb::ColumnFamily {
+        self.db.cf_handle(name).expect("opened with all column families")
+    }
+}
+
+fn database_options() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    // The default would silently drop everything after the first bad record, acknowledged entries included.
+    options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    options.set_track_and_verify_wals_in_manifest(true);
+    options.set_paranoid_checks(true);
+    options.set_max_total_wal_size(64 * MIB as u64);
+    options.set_db_write_buffer_size(48 * MIB);
+    options.set_max_open_files(128);
+    options.set_max_background_jobs(2);
+    options.set_keep_log_file_num(3);
+    options.set_log_level(rocksdb::LogLevel::Warn);
+    options
+}
+
+fn family_options(write_buffer: usize) -> Options {
+    let mut blocks = BlockBasedOptions::default();
+    blocks.set_block_cache(&Cache::new_lru_cache(8 * MIB));
+    let mut options = Options::default();
+    options.set_write_buffer_size(write_buffer);
+    options.set_compression_type(DBCompressionType::None);
+    options.set_block_based_table_factory(&blocks);
+    options
+}
+
+/// A database error as openraft takes it.
+fn io_error(error: rocksdb::Error) -> io::Error {
+    io::Error::other(error)
+}
+
+fn corrupt(problem: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, problem.into())
+}
+
+#[cfg(test)]
+mod tests;

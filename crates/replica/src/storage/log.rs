@@ -1,0 +1,316 @@
+//! The Raft log: entries and vote, on disk before they are acknowledged.
+
+use std::collections::VecDeque;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
+use openraft::{LogState, OptionalSend};
+use prost::Message as _;
+use rocksdb::{Direction, IteratorMode, WriteBatch};
+
+use super::sync::Syncer;
+use super::{LOG, META, Store, corrupt, io_error, keys};
+use crate::consensus::types::{
+    Entry, LogId, TypeConfig, Vote, ballot_in, ballot_out, entry_in, entry_out, log_id_in, log_id_out,
+};
+
+/// Recent entries kept in memory, in bytes: replication and apply read them without the disk.
+const RECENT_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// The most bytes in one answer to a reader, so that one append request stays far below what a peer decodes.
+const READ_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// The log of one replica. Clones share it.
+#[derive(Clone)]
+pub struct LogStore {
+    store: Store,
+    syncer: Syncer,
+    state: Arc<Mutex<LogMemory>>,
+}
+
+#[derive(Default)]
+struct LogMemory {
+    vote: Option<Vote>,
+    purged: Option<LogId>,
+    last: Option<LogId>,
+    recent: VecDeque<(Entry, usize)>,
+    recent_bytes: usize,
+}
+
+impl LogStore {
+    /// Reads vote and ends of the log.
+    pub fn open(store: Store) -> io::Result<Self> {
+        let syncer = Syncer::start(store.db.clone())?;
+        let log = LogStore {
+            store,
+            syncer,
+            state: Arc::default(),
+        };
+        let vote = log
+            .read_meta(keys::VOTE)?
+            .map(|bytes| decode(&bytes).map(ballot_in))
+            .transpose()?;
+        let purged = log
+            .read_meta(keys::PURGED)?
+            .map(|bytes| decode(&bytes).map(log_id_in))
+            .transpose()?;
+        let last = match log
+            .store
+            .db
+            .iterator_cf(log.store.family(LOG), IteratorMode::End)
+            .next()
+        {
+            None => purged,
+            Some(row) => Some(read_entry(&row.map_err(io_error)?)?.log_id),
+        };
+        *log.memory() = LogMemory {
+            vote,
+            purged,
+            last,
+            ..LogMemory::default()
+        };
+        Ok(log)
+    }
+
+    #[cfg(test)]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    fn memory(&self) -> MutexGuard<'_, LogMemory> {
+        self.state.lock().expect("nobody panics with it")
+    }
+
+    fn read_meta(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        self.store.db.get_cf(self.store.family(META), key).map_err(io_error)
+    }
+
+    /// The entries of `start..end`, no more than about `bytes_max`, but always the first one.
+    fn read(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
+        if let Some(entries) = self.memory().read(start, end, bytes_max) {
+            return Ok(entries);
+        }
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        let from = keys::entry(start);
+        for row in self
+            .store
+            .db
+            .iterator_cf(self.store.family(LOG), IteratorMode::From(&from, Direction::Forward))
+        {
+            let row = row.map_err(io_error)?;
+            let entry = read_entry(&row)?;
+            bytes += row.1.len();
+            if entry.log_id.index >= end || (bytes > bytes_max && !entries.is_empty()) {
+                break;
+            }
+            entries.push(entry);
+        }
+        Ok(entries)
+    }
+
+    fn delete_range(&self, batch: &mut WriteBatch, from: u64, to: u64) {
+        let family = self.store.family(LOG);
+        // Range tombstones pile up and slow every read, so a few entries are deleted one by one.
+        if to - from < 1000 {
+            (from..to).for_each(|index| batch.delete_cf(family, keys::entry(index)));
+        } else {
+            batch.delete_range_cf(family, keys::entry(from), keys::entry(to));
+        }
+    }
+}
+
+impl LogMemory {
+    fn push(&mut self, entry: Entry, bytes: usize) {
+        self.last = Some(entry.log_id);
+        self.recent_bytes += bytes;
+        self.recent.push_back((entry, bytes));
+        while self.recent_bytes > RECENT_BYTES_MAX && self.recent.len() > 1 {
+            self.drop_oldest();
+        }
+    }
+
+    fn drop_oldest(&mut self) {
+        if let Some((_, bytes)) = self.recent.pop_front() {
+            self.recent_bytes -= bytes;
+        }
+    }
+
+    fn read(&self, start: u64, end: u64, bytes_max: usize) -> Option<Vec<Entry>> {
+        let first = self.recent.front()?.0.log_id.index;
+        let skip = usize::try_from(start.checked_sub(first)?).ok()?;
+        let mut bytes = 0;
+        let wanted = self.recent.iter().skip(skip).take_while(|(entry, size)| {
+            bytes += size;
+            entry.log_id.index < end && (bytes <= bytes_max || entry.log_id.index == start)
+        });
+        Some(wanted.map(|(entry, _)| entry.clone()).collect())
+    }
+}
+
+/// A value in `log`: CRC-32 of the rest, then a protobuf `LogEntry`.
+fn write_entry(entry: &Entry) -> Vec<u8> {
+    let message = entry_out(entry);
+    let mut value = Vec::with_capacity(4 + message.encoded_len());
+    value.extend_from_slice(&[0; 4]);
+    message.encode(&mut value).expect("a Vec takes everything");
+    let checksum = crc32fast::hash(&value[4..]);
+    value[..4].copy_from_slice(&checksum.to_le_bytes());
+    value
+}
+
+fn read_entry((key, value): &(Box<[u8]>, Box<[u8]>)) -> io::Result<Entry> {
+    let index = keys::entry_index(key).ok_or_else(|| corrupt("a log key that is no index"))?;
+    let damaged = |what: &str| corrupt(format!("log entry {index}: {what}"));
+    let (checksum, message) = value.split_first_chunk::<4>().ok_or_else(|| damaged("too short"))?;
+    if crc32fast::hash(message) != u32::from_le_bytes(*checksum) {
+        return Err(damaged("checksum does not match"));
+    }
+    let entry = entry_in(decode(message)?).ok_or_else(|| damaged("is no entry"))?;
+    if entry.log_id.index != index {
+        return Err(damaged(&format!("is entry {}", entry.log_id.index)));
+    }
+    Ok(entry)
+}
+
+fn decode<M: prost::Message + Default>(bytes: &[u8]) -> io::Result<M> {
+    M::decode(bytes::Bytes::copy_from_slice(bytes)).map_err(|error| corrupt(error.to_string()))
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + std::fmt::Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> io::Result<Vec<Entry>> {
+        let start = match range.start_bound() {
+            Bound::Included(index) => *index,
+            Bound::Excluded(index) => index + 1,
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(index) => index + 1,
+            Bound::Excluded(index) => *index,
+            Bound::Unbounded => u64::MAX,
+        };
+        self.read(start, end, usize::MAX)
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        self.read(start, end, READ_BYTES_MAX)
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
+        Ok(self.memory().vote)
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
+        let memory = self.memory();
+        Ok(LogState {
+            last_purged_log_id: memory.purged,
+            last_log_id: memory.last,
+        })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        let value = ballot_out(vote).encode_to_vec();
+        self.store
+            .db
+            .put_cf(self.store.family(META), keys::VOTE, value)
+            .map_err(io_error)?;
+        self.syncer.sync().await?;
+        self.memory().vote = Some(*vote);
+        Ok(())
+    }
+
+    /// Not synced: a lost position is found again by the log, which is.
+    async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        let family = self.store.family(META);
+        match committed {
+            Some(log_id) => self
+                .store
+                .db
+                .put_cf(family, keys::COMMITTED, log_id_out(&log_id).encode_to_vec()),
+            None => self.store.db.delete_cf(family, keys::COMMITTED),
+        }
+        .map_err(io_error)
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
+        self.read_meta(keys::COMMITTED)?
+            .map(|bytes| decode(&bytes).map(log_id_in))
+            .transpose()
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let family = self.store.family(LOG);
+        let mut batch = WriteBatch::default();
+        let mut written = Vec::new();
+        for entry in entries {
+            let value = write_entry(&entry);
+            batch.put_cf(family, keys::entry(entry.log_id.index), &value);
+            written.push((entry, value.len()));
+        }
+        self.store.db.write(batch).map_err(io_error)?;
+        let mut memory = self.memory();
+        written.into_iter().for_each(|(entry, bytes)| memory.push(entry, bytes));
+        drop(memory);
+        self.syncer.append(callback);
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
+        let from = last_log_id.map_or(0, |log_id| log_id.index + 1);
+        let end = self.memory().last.map_or(0, |log_id| log_id.index + 1);
+        let mut batch = WriteBatch::default();
+        self.delete_range(&mut batch, from, end.max(from));
+        self.store.db.write(batch).map_err(io_error)?;
+        let mut memory = self.memory();
+        while memory
+            .recent
+            .back()
+            .is_some_and(|(entry, _)| entry.log_id.index >= from)
+        {
+            if let Some((_, bytes)) = memory.recent.pop_back() {
+                memory.recent_bytes -= bytes;
+            }
+        }
+        memory.last = memory.last.min(last_log_id).or(memory.purged);
+        Ok(())
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
+        let from = self.memory().purged.map_or(0, |purged| purged.index + 1);
+        let mut batch = WriteBatch::default();
+        batch.put_cf(
+            self.store.family(META),
+            keys::PURGED,
+            log_id_out(&log_id).encode_to_vec(),
+        );
+        self.delete_range(&mut batch, from, (log_id.index + 1).max(from));
+        self.store.db.write(batch).map_err(io_error)?;
+        let mut memory = self.memory();
+        while memory
+            .recent
+            .front()
+            .is_some_and(|(entry, _)| entry.log_id.index <= log_id.index)
+        {
+            memory.drop_oldest();
+        }
+        memory.purged = Some(log_id);
+        memory.last = memory.last.max(Some(log_id));
+        Ok(())
+    }
+}

@@ -1,0 +1,333 @@
+//! The state machine: the table in memory, its durable mirror in RocksDB, and whoever wants to see it change.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use futures_util::{Stream, StreamExt as _};
+use holdfast_table::{Command, Outcome, State};
+use holdfast_wire::proto;
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend};
+use prost::Message as _;
+use rocksdb::{IteratorMode, WriteBatch};
+use tokio::sync::watch;
+
+use super::snapshot::{self, Rows};
+use super::{META, OpenError, Store, TABLE, corrupt, io_error, keys};
+use crate::consensus::types::{
+    Applied, LogId, Proposal, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, log_id_in, log_id_out,
+    stored_membership_in, stored_membership_out,
+};
+
+/// Rows written at once while a snapshot is installed.
+const INSTALL_ROWS: usize = 5_000;
+
+/// A state and its place in the log.
+#[derive(Clone, Default)]
+pub struct Position {
+    /// The state.
+    pub state: State,
+    /// The last entry in it.
+    pub applied: Option<LogId>,
+    membership: StoredMembership,
+}
+
+/// The state as it is now, for everybody but the state machine itself: read without a lock, waited for without polling.
+#[derive(Clone)]
+pub struct Published {
+    current: Arc<ArcSwap<Position>>,
+    applied: watch::Receiver<u64>,
+}
+
+impl Published {
+    /// The newest state.
+    pub fn load(&self) -> Arc<Position> {
+        self.current.load_full()
+    }
+
+    /// Changes with every applied batch of entries; holds the index of the last.
+    pub fn applied(&self) -> watch::Receiver<u64> {
+        self.applied.clone()
+    }
+
+    /// The state once the entry at `index` is applied; `None` if that takes longer than `timeout`.
+    pub async fn at(&self, index: u64, timeout: Duration) -> Option<Arc<Position>> {
+        let mut applied = self.applied();
+        let reached = applied.wait_for(|applied| *applied >= index);
+        match tokio::time::timeout(timeout, reached).await {
+            Ok(Ok(_)) => Some(self.load()),
+            _ => None,
+        }
+    }
+}
+
+/// What openraft drives.
+pub struct StateMachine {
+    store: Store,
+    position: Position,
+    generation: u32,
+    published: Arc<ArcSwap<Position>>,
+    applied: watch::Sender<u64>,
+}
+
+impl StateMachine {
+    /// Reads the state from disk and checks it.
+    ///
+    /// # Errors
+    /// [`OpenError::Damaged`]: the rows are not what was written with them.
+    pub fn open(store: Store) -> Result<(Self, Published), OpenError> {
+        let (position, generation) = load(&store).map_err(|error| store.damaged(format!("table: {error}")))?;
+        let current = Arc::new(ArcSwap::from_pointee(position.clone()));
+        let (applied, receiver) = watch::channel(position.applied.map_or(0, |log_id| log_id.index));
+        let published = Published {
+            current: current.clone(),
+            applied: receiver,
+        };
+        let machine = StateMachine {
+            store,
+            position,
+            generation,
+            published: current,
+            applied,
+        };
+        Ok((machine, published))
+    }
+
+    #[cfg(test)]
+    pub fn state(&self) -> &State {
+        &self.position.state
+    }
+
+    fn publish(&self) {
+        self.published.store(Arc::new(self.position.clone()));
+        self.applied
+            .send_replace(self.position.applied.map_or(0, |log_id| log_id.index));
+    }
+
+    fn write_position(&self, batch: &mut WriteBatch, position: &Position, generation: u32) {
+        let applied = proto::AppliedState {
+            log_id: position.applied.as_ref().map(log_id_out),
+            membership: Some(stored_membership_out(&position.membership)),
+            header: Some(snapshot::header(&position.state)),
+            generation,
+        };
+        batch.put_cf(self.store.family(META), keys::APPLIED, applied.encode_to_vec());
+    }
+
+    fn apply_command(&mut self, batch: &mut WriteBatch, index: u64, proposal: &Proposal) -> io::Result<Applied> {
+        let damaged = |problem: String| corrupt(format!("log entry {index}: {problem}"));
+        let command = proto::Command::decode(proposal.0.clone()).map_err(|error| damaged(error.to_string()))?;
+        let write = command.write.ok_or_else(|| damaged("no write in it".into()))?;
+        let command = Command::try_from(&write).map_err(|error| damaged(error.to_string()))?;
+        let outcome = self.position.state.apply(index, &command);
+        self.mirror(batch, &command, &outcome);
+        Ok(Applied::Write(outcome.result))
+    }
+
+    fn mirror(&self, batch: &mut WriteBatch, command: &Command, outcome: &Outcome) {
+        let family = self.store.family(TABLE);
+        let generation = self.generation;
+        if let Some(delta) = &outcome.delta {
+            for entry in &delta.puts {
+                let key = entry.route.spec.key();
+                batch.put_cf(
+                    family,
+                    keys::route(generation, key),
+                    proto::Route::from(entry.as_ref()).encode_to_vec(),
+                );
+                batch.delete_cf(family, keys::tombstone(generation, key));
+            }
+            for spec in &delta.deletes {
+                let row = snapshot::tombstone_out(spec.as_str(), delta.to);
+                batch.delete_cf(family, keys::route(generation, spec.key()));
+                batch.put_cf(family, keys::tombstone(generation, spec.key()), row.encode_to_vec());
+            }
+        }
+        for key in &outcome.forgotten.tombstones {
+            batch.delete_cf(family, keys::tombstone(generation, key));
+        }
+        for id in &outcome.forgotten.sessions {
+            batch.delete_cf(family, keys::session(generation, id));
+        }
+        if let Some((id, _)) = &command.session
+            && let Some(session) = self.position.state.sessions.get(id)
+        {
+            batch.put_cf(
+                family,
+                keys::session(generation, id),
+                snapshot::session_out(id, session).encode_to_vec(),
+            );
+        }
+    }
+
+    fn install(&mut self, position: Position) -> Result<(), rocksdb::Error> {
+        let (db, family) = (&self.store.db, self.store.family(TABLE));
+        let generation = self.generation + 1;
+        let state = &position.state;
+        let routes = state.table.iter().map(|entry| {
+            (
+                keys::route(generation, entry.route.spec.key()),
+                proto::Route::from(entry.as_ref()).encode_to_vec(),
+            )
+        });
+        let tombstones = state.history.tombstones().map(|(spec, revision)| {
+            let row = snapshot::tombstone_out(spec.as_str(), revision);
+            (keys::tombstone(generation, spec.key()), row.encode_to_vec())
+        });
+        let sessions = state.sessions.iter().map(|(id, session)| {
+            (
+                keys::session(generation, id),
+                snapshot::session_out(id, session).encode_to_vec(),
+            )
+        });
+        let mut batch = WriteBatch::default();
+        for (key, value) in routes.chain(tombstones).chain(sessions) {
+            batch.put_cf(family, key, value);
+            if batch.len() >= INSTALL_ROWS {
+                db.write(std::mem::take(&mut batch))?;
+            }
+        }
+        // The one write that makes it count: before it the old generation is the state, after it the new one.
+        self.write_position(&mut batch, &position, generation);
+        db.write(batch)?;
+        db.flush_wal(true)?;
+        let old = (self.generation.to_be_bytes(), generation.to_be_bytes());
+        db.delete_range_cf(family, old.0, old.1)?;
+        self.generation = generation;
+        self.position = position;
+        Ok(())
+    }
+}
+
+fn load(store: &Store) -> io::Result<(Position, u32)> {
+    let Some(bytes) = store.db.get_cf(store.family(META), keys::APPLIED).map_err(io_error)? else {
+        return Ok((Position::default(), 0));
+    };
+    let applied = proto::AppliedState::decode(&bytes[..]).map_err(|error| corrupt(error.to_string()))?;
+    let header = applied.header.ok_or_else(|| corrupt("a position without its header"))?;
+    let membership = applied
+        .membership
+        .and_then(stored_membership_in)
+        .ok_or_else(|| corrupt("a position without members"))?;
+    let mut rows = Rows::default();
+    let mut stale = WriteBatch::default();
+    for row in store.db.iterator_cf(store.family(TABLE), IteratorMode::Start) {
+        let (key, value) = row.map_err(io_error)?;
+        let (generation, kind) = keys::Row::parse(&key).ok_or_else(|| corrupt("a row under no known key"))?;
+        if generation != applied.generation {
+            stale.delete_cf(store.family(TABLE), &key);
+            continue;
+        }
+        let decode = |error: prost::DecodeError| corrupt(error.to_string());
+        match kind {
+            keys::Row::Route => {
+                let route = proto::Route::decode(&value[..]).map_err(decode)?;
+                rows.entries
+                    .push((&route).try_into().map_err(|error| corrupt(format!("{error}")))?);
+            }
+            keys::Row::Tombstone => {
+                rows.tombstones.push(snapshot::tombstone_in(
+                    &proto::Tombstone::decode(&value[..]).map_err(decode)?,
+                )?);
+            }
+            keys::Row::Session => {
+                rows.sessions.push(snapshot::session_in(
+                    proto::Session::decode(&value[..]).map_err(decode)?,
+                )?);
+            }
+        }
+    }
+    // Left from a snapshot that was interrupted, or not yet cleared away after one that was not.
+    store.db.write(stale).map_err(io_error)?;
+    let state = snapshot::assemble(&header, rows)?;
+    Ok((
+        Position {
+            state,
+            applied: applied.log_id.map(log_id_in),
+            membership,
+        },
+        applied.generation,
+    ))
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = State;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        Ok((self.position.applied, self.position.membership.clone()))
+    }
+
+    /// One unsynced batch with its position: the log has it on a quorum's disks, and comes before it in the write-ahead log.
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> io::Result<()>
+    where
+        Strm: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
+    {
+        let mut batch = WriteBatch::default();
+        let mut answers = Vec::new();
+        while let Some(item) = entries.next().await {
+            let (entry, responder) = item?;
+            let answer = match entry.payload {
+                EntryPayload::Blank => Applied::Nothing,
+                EntryPayload::Normal(proposal) => self.apply_command(&mut batch, entry.log_id.index, &proposal)?,
+                EntryPayload::Membership(membership) => {
+                    self.position.membership = StoredMembership::new(Some(entry.log_id), membership);
+                    Applied::Nothing
+                }
+            };
+            self.position.applied = Some(entry.log_id);
+            answers.extend(responder.map(|responder| (responder, answer)));
+        }
+        self.write_position(&mut batch, &self.position, self.generation);
+        self.store.db.write(batch).map_err(io_error)?;
+        // Seen by everybody before the writer hears of it, so that a writer's next read finds its write.
+        self.publish();
+        answers
+            .into_iter()
+            .for_each(|(responder, answer)| responder.send(answer));
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        Builder(self.position.clone())
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, state: State) -> io::Result<()> {
+        let position = Position {
+            state,
+            applied: meta.last_log_id,
+            membership: meta.last_membership.clone(),
+        };
+        tokio::task::block_in_place(|| self.install(position)).map_err(io_error)?;
+        self.publish();
+        Ok(())
+    }
+
+    /// An image of the present costs nothing, and is better than any older one.
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
+        match self.position.applied {
+            Some(_) => Builder(self.position.clone()).build_snapshot().await.map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+/// A frozen view: a clone of the persistent table, whatever its size.
+pub struct Builder(Position);
+
+impl RaftSnapshotBuilder<TypeConfig> for Builder {
+    type SnapshotData = State;
+
+    async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
+        let meta = SnapshotMeta {
+            last_log_id: self.0.applied,
+            last_membership: self.0.membership.clone(),
+        };
+        Ok(Snapshot {
+            meta,
+            snapshot: self.0.state.clone(),
+        })
+    }
+}

@@ -1,0 +1,198 @@
+//! The store as openraft wants it, and as an operator must be able to trust it.
+
+use std::io;
+
+use futures_util::stream;
+use holdfast_table::{Batch, Command, Route};
+use holdfast_wire::proto;
+use openraft::storage::{IOFlushed, RaftLogReader as _, RaftLogStorage as _, RaftStateMachine as _};
+use openraft::testing::log::{StoreBuilder, Suite};
+use openraft::async_runtime::Oneshot as _;
+use openraft::{AsyncRuntime, EntryPayload, StorageError, TokioRuntime};
+use prost::Message as _;
+use tempfile::TempDir;
+
+use super::log::LogStore;
+use super::state_machine::StateMachine;
+use super::*;
+use crate::consensus::types::{Entry, LeaderId, LogId, Proposal, TypeConfig};
+
+struct Builder;
+
+impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
+    async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (log, machine) = open(&dir);
+        Ok((dir, log, machine))
+    }
+}
+
+fn open(dir: &TempDir) -> (LogStore, StateMachine) {
+    let store = Store::open(dir.path()).unwrap();
+    let (machine, _) = StateMachine::open(store.clone()).unwrap();
+    (LogStore::open(store).unwrap(), machine)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn openrafts_storage_suite_passes() {
+    Suite::test_all(Builder).await.unwrap();
+}
+
+fn log_id(index: u64) -> LogId {
+    LogId::new(LeaderId { term: 1, node_id: 1 }, index)
+}
+
+fn entry(index: u64, spec: &str) -> Entry {
+    let route = Route::parse(spec, "http://10.0.0.1:8888", "", "").unwrap();
+    let command = Command {
+        batch: Batch::put(route),
+        session: Some(([7; 16], index)),
+    };
+    let message = proto::Command {
+        write: Some((&command).into()),
+        time_ms: 0,
+    };
+    Entry {
+        log_id: log_id(index),
+        payload: EntryPayload::Normal(Proposal(message.encode_to_vec().into())),
+    }
+}
+
+async fn append(log: &mut LogStore, entries: Vec<Entry>) {
+    let (done, wait) = <TokioRuntime as AsyncRuntime>::Oneshot::channel();
+    log.append(entries, IOFlushed::signal(done)).await.unwrap();
+    wait.await.unwrap().unwrap();
+}
+
+async fn apply(machine: &mut StateMachine, entries: Vec<Entry>) -> io::Result<()> {
+    machine
+        .apply(stream::iter(entries.into_iter().map(|entry| Ok((entry, None)))))
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_appended_and_applied_is_there_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let entries: Vec<Entry> = (1..=50).map(|n| entry(n, &format!("/user/{n}/"))).collect();
+    let digest = {
+        let (mut log, mut machine) = open(&dir);
+        append(&mut log, entries.clone()).await;
+        apply(&mut machine, entries.clone()).await.unwrap();
+        machine.state().table.digest()
+    };
+    let (mut log, machine) = open(&dir);
+    assert_eq!(log.try_get_log_entries(0..100).await.unwrap(), entries);
+    assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(log_id(50)));
+    assert_eq!(
+        (machine.state().table.digest(), machine.state().table.len()),
+        (digest, 50)
+    );
+    assert_eq!(machine.state().sessions.get(&[7; 16]).unwrap().sequence, 50);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_is_bounded_but_never_empty() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _machine) = open(&dir);
+    let large = |index| {
+        let data = format!("{{\"x\":\"{}\"}}", "y".repeat(60_000));
+        let changes = (0..100)
+            .map(|n| holdfast_table::Change::Put(Route::parse(&format!("/{n}/"), "http://h:1", &data, "").unwrap()))
+            .collect();
+        let batch = Batch::new(Default::default(), changes, vec![]).unwrap();
+        let message = proto::Command {
+            write: Some((&Command { batch, session: None }).into()),
+            time_ms: 0,
+        };
+        Entry {
+            log_id: log_id(index),
+            payload: EntryPayload::Normal(Proposal(message.encode_to_vec().into())),
+        }
+    };
+    append(&mut log, (1..=8).map(large).collect()).await;
+    for from_disk in [false, true] {
+        let mut log = if from_disk {
+            LogStore::open(log.store().clone()).unwrap()
+        } else {
+            log.clone()
+        };
+        let read = log.limited_get_log_entries(1, 9).await.unwrap();
+        assert!((1..8).contains(&read.len()), "{}", read.len());
+        assert_eq!(log.limited_get_log_entries(8, 9).await.unwrap().len(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p6_a_damaged_log_entry_is_an_error_and_never_an_entry() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let mut log = LogStore::open(store.clone()).unwrap();
+    append(&mut log, (1..=3).map(|n| entry(n, "/a/")).collect()).await;
+    let family = store.family(LOG);
+    let mut value = store.db.get_cf(family, keys::entry(2)).unwrap().unwrap();
+    *value.last_mut().unwrap() ^= 1;
+    store.db.put_cf(family, keys::entry(2), &value).unwrap();
+    let mut reopened = LogStore::open(store.clone()).unwrap();
+    let error = reopened.try_get_log_entries(1..4).await.unwrap_err();
+    assert!(error.to_string().contains("log entry 2: checksum"), "{error}");
+    // An entry in another one's place is damage too, however well its checksum fits.
+    let first = store.db.get_cf(family, keys::entry(1)).unwrap().unwrap();
+    store.db.put_cf(family, keys::entry(3), first).unwrap();
+    assert!(LogStore::open(store).is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p6_a_table_that_is_not_what_its_digest_says_refuses_to_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let (mut machine, _) = StateMachine::open(store.clone()).unwrap();
+    apply(&mut machine, vec![entry(1, "/user/alice/"), entry(2, "/user/bob/")])
+        .await
+        .unwrap();
+    let key = holdfast_table::RouteSpec::parse("/user/bob/").unwrap();
+    let other = proto::Route::from(&Route::parse("/user/bob/", "http://10.6.6.6:1", "", "").unwrap());
+    let row = keys::route(0, key.key());
+    let good = store.db.get_cf(store.family(TABLE), &row).unwrap().unwrap();
+    store
+        .db
+        .put_cf(store.family(TABLE), &row, other.encode_to_vec())
+        .unwrap();
+    let error = StateMachine::open(store.clone())
+        .err()
+        .expect("another target is damage")
+        .to_string();
+    assert!(error.contains("is damaged") && error.contains("digest"), "{error}");
+    store.db.delete_cf(store.family(TABLE), &row).unwrap();
+    assert!(StateMachine::open(store.clone()).is_err(), "a missing route is damage");
+    store.db.put_cf(store.family(TABLE), &row, good).unwrap();
+    assert!(StateMachine::open(store).is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_installed_snapshot_replaces_everything_and_is_there_after_a_restart() {
+    let (source, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (_log, mut leader) = open(&source);
+    apply(
+        &mut leader,
+        (1..=12_000).map(|n| entry(n, &format!("/user/{n}/"))).collect(),
+    )
+    .await
+    .unwrap();
+    let snapshot = leader.get_current_snapshot().await.unwrap().unwrap();
+    let digest = leader.state().table.digest();
+    {
+        let (_log, mut follower) = open(&target);
+        apply(&mut follower, vec![entry(1, "/stale/")]).await.unwrap();
+        follower
+            .install_snapshot(&snapshot.meta, snapshot.snapshot)
+            .await
+            .unwrap();
+        assert_eq!(follower.state().table.digest(), digest);
+    }
+    let (_log, mut follower) = open(&target);
+    assert_eq!(follower.state().table.digest(), digest);
+    assert_eq!(follower.applied_state().await.unwrap().0, Some(log_id(12_000)));
+    apply(&mut follower, vec![entry(12_001, "/after/")]).await.unwrap();
+    drop((_log, follower));
+    assert_eq!(open(&target).1.state().table.len(), 12_001);
+}

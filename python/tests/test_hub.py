@@ -1,0 +1,281 @@
+"""A real JupyterHub with real servers behind real proxies. Nothing here is a stand-in."""
+
+import json
+import os
+import signal
+import sys
+
+import pytest
+from holdfast_up import HoldfastUp, find_holdfast
+from hub import API_TOKEN, Hub, fetch, until
+from ports import free_ports
+from processes import is_alive
+from websockets.sync.client import connect
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def owner(url, user, name=""):
+    """Whose server answers for this user's path; None if it is no server."""
+    server = f"{user}/{name}" if name else user
+    answer = fetch(f"{url}/user/{server}/api/contents/owner.txt?content=1")
+    return json.loads(answer.body)["content"] if answer.status == 200 else None
+
+
+def answered_by_hub(url, path):
+    """Whether the default route took the request: the hub sends users' paths on to pages of its own."""
+    answer = fetch(url + path)
+    return answer.status == 302 and answer.headers["Location"].startswith("/hub/")
+
+
+def type_in_terminal(url, user, text):
+    """Opens a terminal on the user's server and returns what its WebSocket sends until `text` comes back."""
+    terminal = json.loads(fetch(f"{url}/user/{user}/api/terminals", method="POST", body={}).body)["name"]
+    socket_url = f"ws{url.removeprefix('http')}/user/{user}/terminals/websocket/{terminal}"
+    with connect(socket_url, additional_headers={"Authorization": f"token {API_TOKEN}"}, proxy=None) as socket:
+        socket.send(json.dumps(["stdin", f"echo {text}-$((40 + 2))\n"]))
+        seen = ""
+        while f"{text}-42" not in seen:
+            kind, *content = json.loads(socket.recv(timeout=30))
+            if kind == "stdout":
+                seen += content[0]
+    return seen
+
+
+@pytest.fixture(scope="class")
+def up(tmp_path_factory):
+    with HoldfastUp(tmp_path_factory.mktemp("up") / "data", replicas=3, proxies=2) as up:
+        yield up
+
+
+@pytest.fixture(scope="class")
+def hub(up, tmp_path_factory):
+    settings = [
+        "c.HoldfastProxy.should_start = False",
+        f"c.HoldfastProxy.endpoints = {up.endpoints!r}",
+        # So that a restart of the hub is a restart of the hub alone.
+        "c.JupyterHub.cleanup_servers = False",
+    ]
+    with Hub(tmp_path_factory.mktemp("hub"), up.public_port, settings) as hub:
+        hub.start()
+        for user in ("alice", "bob"):
+            hub.start_server(user)
+        hub.start_server("alice", "second")
+        yield hub
+        for user, name in (("alice", "second"), ("alice", ""), ("bob", "")):
+            hub.stop_server(user, name)
+        hub.stop()
+
+
+class TestWithACluster:
+    """Three replicas and two proxies that run by themselves; the hub only writes routes."""
+
+    def test_each_proxy_leads_each_user_to_their_own_server(self, up, hub):
+        for url in up.public_urls:
+            assert owner(url, "alice") == "alice"
+            assert owner(url, "bob") == "bob"
+            assert owner(url, "alice", "second") == "alice"
+
+    def test_the_hub_itself_is_behind_every_proxy(self, up, hub):
+        for url in up.public_urls:
+            assert fetch(f"{url}/hub/login").status == 200
+            assert json.loads(fetch(f"{url}/hub/api/").body) == hub.api("GET", "/")
+
+    def test_websockets_pass_every_proxy(self, up, hub):
+        for number, url in enumerate(up.public_urls):
+            assert f"answer{number}-42" in type_in_terminal(url, "alice", f"answer{number}")
+
+    def test_the_hub_reads_back_what_it_wrote(self, hub):
+        routes = hub.routes()
+        assert set(routes) == {"/", "/user/alice/", "/user/alice/second/", "/user/bob/"}
+        assert routes["/"]["data"] == {"hub": True}
+        assert routes["/"]["target"] == hub.url
+        assert routes["/user/alice/second/"]["routespec"] == "/user/alice/second/"
+        assert routes["/user/alice/second/"]["data"] == {"user": "alice", "server_name": "second"}
+
+    def test_a_stopped_server_leaves_every_proxy_and_a_started_one_comes_back(self, up, hub):
+        for _ in range(2):
+            hub.stop_server("bob")
+            assert "/user/bob/" not in hub.routes()
+            for url in up.public_urls:
+                assert answered_by_hub(url, "/user/bob/api/status")
+                assert owner(url, "alice") == "alice"
+            hub.start_server("bob")
+            # No waiting: the hub sends the browser there as soon as the route is added.
+            for url in up.public_urls:
+                assert owner(url, "bob") == "bob"
+
+    def test_servers_stay_reachable_while_the_hub_is_away_and_nothing_changes_when_it_comes_back(self, up, hub):
+        before = hub.routes()
+        hub.stop()
+        for url in up.public_urls:
+            assert owner(url, "alice") == "alice"
+            assert owner(url, "bob") == "bob"
+        hub.start()
+        assert hub.routes() == before
+        assert "missing route" not in hub.log_since_start()
+        assert "Deleting stale route" not in hub.log_since_start()
+        for url in up.public_urls:
+            assert owner(url, "alice") == "alice"
+            assert owner(url, "bob") == "bob"
+
+    def test_routes_of_servers_that_died_while_the_hub_was_away_go_when_it_is_back(self, up, hub):
+        hub.start_server("carol")
+        pid = hub.api("GET", "/users/carol?include_stopped_servers")["servers"][""]["state"]["pid"]
+        hub.stop()
+        os.kill(pid, signal.SIGKILL)
+        hub.start()
+        until(lambda: "/user/carol/" not in hub.routes(), 30, "carol's route is removed", hub)
+        assert all(answered_by_hub(url, "/user/carol/") for url in up.public_urls)
+        assert owner(up.public_urls[0], "alice") == "alice"
+
+    def test_the_hub_rides_out_the_loss_of_a_replica_and_of_a_proxy(self, up, hub):
+        for name in ("r0", "r1", "r2", "p1"):
+            pid = up.child_pid(name)
+            os.kill(pid, signal.SIGKILL)
+            hub.stop_server("bob")
+            hub.start_server("bob")
+            assert owner(up.public_urls[0], "bob") == "bob"
+            until(lambda: owner(up.public_urls[1], "bob") == "bob", 30, "the other proxy has the route", hub)
+            until(lambda: up.child_pid(name) not in (None, pid), 30, f"{name} is started again")  # noqa: B023
+
+    def test_check_routes_on_demand_finds_nothing_to_do(self, hub):
+        before = hub.routes()
+        hub.api("POST", "/proxy")
+        assert hub.routes() == before
+
+    def test_the_hub_moves_to_other_endpoints_on_demand(self, up, hub):
+        hub.api("PATCH", "/proxy", {"api_url": f"http://{up.endpoints[2]},{up.endpoints[1]}"})
+        assert set(hub.routes()) == {"/", "/user/alice/", "/user/alice/second/", "/user/bob/"}
+        assert fetch(f"{hub.url}/hub/api/proxy", method="PATCH", body={"api_url": "https://elsewhere:1"}).status >= 400
+        assert set(hub.routes()) == {"/", "/user/alice/", "/user/alice/second/", "/user/bob/"}
+
+    def test_the_hub_counts_how_long_polls_take(self, hub):
+        metrics = fetch(f"{hub.url}/hub/metrics")
+        polls = next(line for line in metrics.body.decode().splitlines() if "proxy_poll_duration_seconds_count" in line)
+        assert float(polls.split()[-1]) > 0
+
+
+class TestStartedByTheHub:
+    """`c.JupyterHub.proxy_class = "holdfast"` and nothing else but ports that do not collide."""
+
+    @pytest.fixture
+    def ports(self):
+        return free_ports(16)
+
+    @pytest.fixture
+    def settings(self, ports):
+        return [
+            f"c.HoldfastProxy.command = [{find_holdfast()!r}]",
+            f"c.HoldfastProxy.base_port = {ports}",
+            f"c.HoldfastProxy.proxy_admin_base = {ports + 12}",
+            "c.HoldfastProxy.check_running_interval = 0.5",
+        ]
+
+    @pytest.fixture
+    def hub(self, ports, settings, tmp_path):
+        hub = Hub(tmp_path / "hub", ports + 10, settings)
+        with hub:
+            yield hub
+        end_left_over(hub)
+
+    def test_a_hub_on_one_machine_needs_only_the_class(self, hub):
+        hub.start()
+        up = up_file(hub)
+        hub.start_server("alice")
+        assert owner(hub.public_url, "alice") == "alice"
+        assert fetch(f"{hub.public_url}/_chp_healthz").status == 200
+
+        # It is started again when it dies, with its routes.
+        os.kill(up["pid"], signal.SIGKILL)
+        until(lambda: up_file(hub)["pid"] not in (None, up["pid"]), 60, "Holdfast is started again", hub)
+        until(lambda: owner(hub.public_url, "alice") == "alice", 60, "alice's route is back", hub)
+        assert "missing route" not in hub.log_since_start()
+
+        # It ends with the hub, and its data does not.
+        pid = up_file(hub)["pid"]
+        hub.stop()
+        assert not is_alive(pid)
+        assert (hub.directory / "holdfast-data").is_dir()
+
+        # The hub stopped alice's server too. Her route outlived it, and goes when the hub is back.
+        hub.start()
+        assert set(hub.routes()) == {"/"}
+        assert answered_by_hub(hub.public_url, "/user/alice/")
+        hub.stop()
+
+    def test_a_hub_that_left_holdfast_running_goes_on_with_it(self, hub):
+        with hub.config_path.open("a") as config:
+            config.write("c.JupyterHub.cleanup_servers = False\nc.JupyterHub.cleanup_proxy = False\n")
+        hub.start()
+        hub.start_server("alice")
+        # From here on the server knows our token without asking the hub.
+        assert owner(hub.public_url, "alice") == "alice"
+        pid = up_file(hub)["pid"]
+        for how in (signal.SIGTERM, signal.SIGKILL):
+            hub.stop(how)
+            assert owner(hub.public_url, "alice") == "alice"
+            hub.start()
+            assert up_file(hub)["pid"] == pid
+            assert owner(hub.public_url, "alice") == "alice"
+            assert f"Holdfast is still running at pid {pid}, going on with it" in hub.log_since_start()
+
+        # With other settings it is replaced, and keeps the routes.
+        with hub.config_path.open("a") as config:
+            config.write("c.HoldfastProxy.proxies = 2\n")
+        hub.stop()
+        hub.start()
+        assert up_file(hub)["pid"] != pid
+        assert not is_alive(pid)
+        assert owner(hub.public_url, "alice") == "alice"
+        hub.stop_server("alice")
+
+        # An adopted process ends with the hub just as one of its own.
+        with hub.config_path.open("a") as config:
+            config.write("c.JupyterHub.cleanup_proxy = True\n")
+        pid = up_file(hub)["pid"]
+        hub.stop()
+        hub.start()
+        assert up_file(hub)["pid"] == pid
+        hub.stop()
+        assert not is_alive(pid)
+
+    @pytest.mark.parametrize(
+        ("line", "words"),
+        [
+            ("c.JupyterHub.ssl_key = 'k'; c.JupyterHub.ssl_cert = 'c'", "do not terminate TLS yet"),
+            ("c.HoldfastProxy.endpoints = ['elsewhere:7011']", "should_start = False"),
+            ("c.HoldfastProxy.command = ['no-such-command']", "no command 'no-such-command'"),
+            ("c.HoldfastProxy.replicas = 2", "1 or 3, not 2"),
+        ],
+        ids=["tls", "endpoints", "command", "replicas"],
+    )
+    def test_a_setting_that_cannot_work_ends_the_start_with_its_reason(self, hub, line, words):
+        with hub.config_path.open("a") as config:
+            config.write(line + "\n")
+        with pytest.raises(RuntimeError, match=words):
+            hub.start()
+        assert not (hub.directory / "holdfast-data" / "up.json").exists()
+
+
+def up_file(hub):
+    """What `holdfast up` says about itself; no pid while it does not run."""
+    try:
+        return json.loads((hub.directory / "holdfast-data" / "up.json").read_text())
+    except FileNotFoundError:
+        return {"pid": None}
+
+
+def end_left_over(hub):
+    """Ends what a failed test left running: processes that name the hub's directory, and no others."""
+    for entry in os.scandir("/proc") if sys.platform == "linux" else ():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                with open(f"/proc/{entry.name}/cmdline", "rb") as file:
+                    arguments = file.read()
+                with open(f"/proc/{entry.name}/environ", "rb") as file:
+                    environment = file.read()
+                if str(hub.directory).encode() in arguments or str(hub.homes).encode() in environment:
+                    os.kill(int(entry.name), signal.SIGKILL)
+            except OSError:
+                continue
