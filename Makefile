@@ -14,7 +14,7 @@ export CARGO_TARGET_DIR ?= $(CACHE)/target
 export HOLDFAST_VENV ?= $(CACHE)/venv
 export HOLDFAST_BIN := $(CARGO_TARGET_DIR)/debug/holdfast
 
-INCIDENT := cargo run --quiet -p holdfast-tests --bin incident -- $(if $(PAUSE),--pause)
+INCIDENT := $(CARGO_TARGET_DIR)/debug/incident $(if $(PAUSE),--pause)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo demo-chp test verify fix bench bench-store bench-proxy

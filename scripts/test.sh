@@ -8,7 +8,7 @@ step() {
 }
 
 step "manifests and scripts (pytest)"
-"$HOLDFAST_VENV/bin/python" -m pytest -q tests/deploy scripts --ignore tests/deploy/test_command_lines.py
+"$HOLDFAST_VENV/bin/python" -m pytest -q -p no:asyncio tests/deploy scripts --ignore tests/deploy/test_command_lines.py
 
 step "build"
 scripts/build.sh
@@ -21,7 +21,7 @@ else
 fi
 
 step "the manifests' command lines (pytest)"
-"$HOLDFAST_VENV/bin/python" -m pytest -q tests/deploy/test_command_lines.py
+"$HOLDFAST_VENV/bin/python" -m pytest -q -p no:asyncio tests/deploy/test_command_lines.py
 
 step "JupyterHub package (pytest)"
 (cd python && "$HOLDFAST_VENV/bin/python" -m pytest)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import socket
 import time
 from urllib.parse import urlsplit
 
@@ -271,29 +272,29 @@ class HoldfastProxy(Proxy):
     async def start(self):
         """Starts Holdfast, or goes on with the one that an earlier hub left running.
 
-        Returns when the API and every public port answer. Raises when they do not within `start_timeout`, when the
-        process ends, or when a setting asks for something that this version cannot do.
+        Returns when the API and every public port answer and every proxy follows the table. Raises when that takes
+        longer than `start_timeout`, when the process ends, or when a setting asks for what this version cannot do.
         """
         self._refuse_unsupported()
         address = urlsplit(self.public_url)
-        port = address.port or 80
+        ip, port = await _ip_address(address.hostname), address.port or 80
         arguments = ["--replicas", str(self.replicas), "--proxies", str(self.proxies), "--port", str(port)]
-        if address.hostname:
-            arguments += ["--ip", address.hostname]
+        if ip:
+            arguments += ["--ip", ip]
         arguments += ["--base-port", str(self.base_port), "--proxy-admin-base", str(self.proxy_admin_base)]
         self.log.info("Starting Holdfast @ %s with its data in %s", self.public_url, os.path.abspath(self.data_dir))
         self._process = UpProcess(self.command, os.path.abspath(self.data_dir), self.log)
         self.endpoints = [f"127.0.0.1:{self.base_port + 10 * i}" for i in range(self.replicas)]
         try:
             await self._process.start(arguments, self.stop_timeout)
-            await self._wait_until_ready(address.hostname, port)
+            await self._wait_until_ready(ip, port)
         except FileNotFoundError:
             self.log.error("There is no command %r: install Holdfast or set c.HoldfastProxy.command", self.command[0])
             raise
         except BaseException:
             await self._process.stop(self.stop_timeout)
             raise
-        self._watch = asyncio.ensure_future(self._keep_running(arguments, address.hostname, port))
+        self._watch = asyncio.ensure_future(self._keep_running(arguments, ip, port))
 
     async def stop(self):
         """Stops what `start` started. The routes stay on disk."""
@@ -347,16 +348,15 @@ class HoldfastProxy(Proxy):
             await self.client.get("/", timeout=1.0)
         except Unavailable as e:
             return str(e)
-        for number in range(port, port + self.proxies):
-            url = f"http://{_connect_address(ip)}:{number}/_chp_healthz"
-            try:
-                # Not the client that is configured for the hub: it may go through the environment's http_proxy.
-                client = SimpleAsyncHTTPClient()
-                response = await client.fetch(url, raise_error=False, connect_timeout=1, request_timeout=2)
-            except (OSError, HTTPClientError) as e:
-                return f"{url}: {e}"
-            if response.code != 200:
-                return f"{url}: {response.code} {response.reason}"
+        for number in range(self.proxies):
+            problem = await _why_not(f"http://{_connect_address(ip)}:{port + number}/_chp_healthz")
+            # A proxy serves from its copy on disk before it follows the replicas; until then no write waits for it.
+            problem = problem or await _why_not(
+                f"http://127.0.0.1:{self.proxy_admin_base + number}/status",
+                lambda body: None if json.loads(body)["connected"] else "the proxy does not follow a replica yet",
+            )
+            if problem is not None:
+                return problem
         return None
 
     async def _keep_running(self, arguments, ip, port):
@@ -372,6 +372,7 @@ class HoldfastProxy(Proxy):
                 await self._wait_until_ready(ip, port)
                 # The table is durable, its disk need not be.
                 await self.check_routes(self.app.users, self.app._service_map)
+                self.log.info("Holdfast is back")
             except Exception:
                 self.log.exception("Could not start Holdfast again, next try in %g s", self.check_running_interval)
 
@@ -387,13 +388,33 @@ class HoldfastProxy(Proxy):
             )
 
 
+async def _why_not(url, judge=lambda body: None):
+    """Why `url` does not answer as it should, in words; None if it does."""
+    # Not the client that is configured for the hub: it may go through the environment's http_proxy.
+    client = SimpleAsyncHTTPClient()
+    try:
+        response = await client.fetch(url, raise_error=False, connect_timeout=1, request_timeout=2)
+    except (OSError, HTTPClientError) as e:
+        return f"{url}: {e}"
+    problem = f"{response.code} {response.reason}" if response.code != 200 else judge(response.body)
+    return None if problem is None else f"{url}: {problem}"
+
+
 def _as_hub_route(route):
     return {"routespec": route.routespec, "target": route.target, "data": json.loads(route.data or "{}")}
 
 
+async def _ip_address(host):
+    """The IP address that a host in a bind URL stands for; empty for every address."""
+    if host in (None, "", "*"):
+        return ""
+    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return found[0][4][0]
+
+
 def _connect_address(ip):
     """Where to reach, from this machine, what listens on `ip`."""
-    if not ip or ip in ("*", "0.0.0.0"):
+    if ip in ("", "0.0.0.0"):
         return "127.0.0.1"
     if ip == "::":
         return "[::1]"

@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from urllib.parse import quote
 
 from ports import free_ports
 
@@ -16,7 +17,7 @@ API_TOKEN = "a-token-for-the-tests"
 
 CONFIG = """
 c.JupyterHub.proxy_class = "holdfast"
-c.JupyterHub.bind_url = "http://127.0.0.1:{public_port}"
+c.JupyterHub.bind_url = "http://127.0.0.1:{public_port}{base_url}"
 c.JupyterHub.hub_bind_url = "http://127.0.0.1:{hub_port}"
 c.JupyterHub.authenticator_class = "dummy"
 c.Authenticator.allow_all = True
@@ -43,7 +44,7 @@ class Hub:
     It may be stopped and started again; database and everything else stay in the directory.
     """
 
-    def __init__(self, directory, public_port, settings):
+    def __init__(self, directory, public_port, settings, base_url="/"):
         self.directory = Path(directory)
         self.directory.mkdir(exist_ok=True)
         self.homes = self.directory / "homes"
@@ -51,11 +52,13 @@ class Hub:
         self.log_path = self.directory / "hub.log"
         self.hub_port = free_ports(1)
         self.url = f"http://127.0.0.1:{self.hub_port}"
-        self.public_url = f"http://127.0.0.1:{public_port}"
+        self.public_url = f"http://127.0.0.1:{public_port}{base_url}"
+        self.base_url = base_url
         self.process = None
         self.config_path = self.directory / "jupyterhub_config.py"
         config = CONFIG.format(
             public_port=public_port,
+            base_url=base_url,
             hub_port=self.hub_port,
             homes=str(self.homes),
             python=sys.executable,
@@ -82,7 +85,7 @@ class Hub:
         if self.process.poll() is not None:
             raise RuntimeError(f"the hub ended with {self.process.returncode}:\n{self.log()}")
         # The line is the last step of a start: by then the routes have been checked.
-        return "JupyterHub is now running" in self.log_since_start() and self.get("/hub/api/").status == 200
+        return "JupyterHub is now running" in self.log_since_start() and self.get("/").status == 200
 
     def log(self):
         return self.log_path.read_text()
@@ -97,25 +100,27 @@ class Hub:
 
     def api(self, method, path, body=None):
         """Calls the hub's API at its own port. Raises on an error, returns the decoded answer."""
-        answer = self.get(f"/hub/api{path}", method=method, body=body)
+        answer = self.get(path, method=method, body=body)
         if answer.status >= 400:
             raise RuntimeError(f"{method} {path}: {answer.status} {answer.body!r}\n{self.log()}")
         return json.loads(answer.body) if answer.body else None
 
-    def get(self, path, method="GET", body=None, base=None):
-        return fetch((base or self.url) + path, method=method, body=body)
+    def get(self, path, method="GET", body=None):
+        """Calls the hub's API at its own port. An error is an answer."""
+        return fetch(f"{self.url}{self.base_url}hub/api{path}", method=method, body=body)
 
     def routes(self):
         return self.api("GET", "/proxy")
 
     def start_server(self, user, name=""):
         """Returns when the server is ready, which is when its route has been added."""
-        if fetch(f"{self.url}/hub/api/users/{user}").status == 404:
-            self.api("POST", f"/users/{user}")
         home = self.homes / user
+        user = quote(user)
+        if self.get(f"/users/{user}").status == 404:
+            self.api("POST", f"/users/{user}")
         home.mkdir(exist_ok=True)
         # Tells whose server answers.
-        (home / "owner.txt").write_text(user)
+        (home / "owner.txt").write_text(home.name)
         self.api("POST", f"/users/{user}/servers/{name}" if name else f"/users/{user}/server")
         until(lambda: self._server(user, name).get("ready"), 120, f"the server {user}/{name} is ready", self)
 
@@ -154,10 +159,12 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 _opener = urllib.request.build_opener(_NoRedirects, urllib.request.ProxyHandler({}))
 
 
-def fetch(url, method="GET", body=None, token=API_TOKEN):
+def fetch(url, method="GET", body=None, host=None):
     """One request; redirects and errors are answers. Raises OSError when there is none."""
     data = None if body is None else json.dumps(body).encode()
-    headers = {"Authorization": f"token {token}", "Content-Type": "application/json"}
+    headers = {"Authorization": f"token {API_TOKEN}", "Content-Type": "application/json"}
+    if host is not None:
+        headers["Host"] = host
     request = urllib.request.Request(url, method=method, data=data, headers=headers)
     try:
         with _opener.open(request, timeout=30) as response:

@@ -147,7 +147,7 @@ class TestWithACluster:
     def test_the_hub_moves_to_other_endpoints_on_demand(self, up, hub):
         hub.api("PATCH", "/proxy", {"api_url": f"http://{up.endpoints[2]},{up.endpoints[1]}"})
         assert set(hub.routes()) == {"/", "/user/alice/", "/user/alice/second/", "/user/bob/"}
-        assert fetch(f"{hub.url}/hub/api/proxy", method="PATCH", body={"api_url": "https://elsewhere:1"}).status >= 400
+        assert hub.get("/proxy", method="PATCH", body={"api_url": "https://elsewhere:1"}).status >= 400
         assert set(hub.routes()) == {"/", "/user/alice/", "/user/alice/second/", "/user/bob/"}
 
     def test_the_hub_counts_how_long_polls_take(self, hub):
@@ -190,6 +190,7 @@ class TestStartedByTheHub:
         os.kill(up["pid"], signal.SIGKILL)
         until(lambda: up_file(hub)["pid"] not in (None, up["pid"]), 60, "Holdfast is started again", hub)
         until(lambda: owner(hub.public_url, "alice") == "alice", 60, "alice's route is back", hub)
+        until(lambda: "Holdfast is back" in hub.log(), 60, "the hub knows that Holdfast is back", hub)
         assert "missing route" not in hub.log_since_start()
 
         # It ends with the hub, and its data does not.
@@ -203,6 +204,33 @@ class TestStartedByTheHub:
         assert set(hub.routes()) == {"/"}
         assert answered_by_hub(hub.public_url, "/user/alice/")
         hub.stop()
+
+    def test_a_hub_below_a_path_of_its_own(self, ports, settings, tmp_path):
+        with Hub(tmp_path / "hub", ports + 10, settings, base_url="/jupyter/") as hub:
+            hub.start()
+            hub.start_server("zoë@b")
+            assert set(hub.routes()) == {"/jupyter/", "/jupyter/user/zo%C3%AB@b/"}
+            answer = fetch(f"{hub.public_url}/jupyter/user/zo%C3%AB@b/api/status")
+            assert answer.status == 200
+            assert fetch(f"{hub.public_url}/jupyter/hub/login").status == 200
+            # Nobody owns the rest of the site.
+            assert fetch(f"{hub.public_url}/other/").status == 404
+            hub.stop()
+
+    def test_a_hub_with_a_host_for_each_user(self, ports, settings, tmp_path):
+        settings.append(f"c.JupyterHub.subdomain_host = 'http://hub.test:{ports + 10}'")
+        with Hub(tmp_path / "hub", ports + 10, settings) as hub:
+            hub.start()
+            hub.start_server("alice")
+            assert set(hub.routes()) == {"/", "alice.hub.test/user/alice/"}
+            path = f"{hub.public_url}/user/alice/api/contents/owner.txt?content=1"
+            answer = fetch(path, host=f"alice.hub.test:{ports + 10}")
+            assert json.loads(answer.body)["content"] == "alice"
+            for host in (f"bob.hub.test:{ports + 10}", f"hub.test:{ports + 10}"):
+                answer = fetch(path, host=host)
+                assert answer.status == 302, answer
+                assert "owner" not in answer.body.decode()
+            hub.stop()
 
     def test_a_hub_that_left_holdfast_running_goes_on_with_it(self, hub):
         with hub.config_path.open("a") as config:

@@ -34,11 +34,12 @@ pub struct LogLevel(String);
 impl LogLevel {
     /// Reads the value of `--log-level`: a level, or directives like `info,holdfast_proxy=debug`.
     ///
-    /// A level alone is meant for Holdfast: what it is built on speaks up from `warn` on only.
+    /// A level alone is meant for Holdfast: what it is built on speaks up from `warn` on only, and openraft, which warns
+    /// at every heartbeat of a peer that is away, from `error` on.
     pub fn parse(text: &str) -> Result<Self, String> {
         let directives = match text {
             "off" | "error" => text.to_owned(),
-            "warn" | "info" | "debug" | "trace" => format!("warn,holdfast={text}"),
+            "warn" | "info" | "debug" | "trace" => format!("warn,openraft=error,holdfast={text}"),
             _ if text.contains('=') || text.contains(',') => text.to_owned(),
             _ => String::new(),
         };
@@ -71,7 +72,10 @@ mod tests {
 
     #[test]
     fn a_level_alone_is_for_holdfast() {
-        assert_eq!(LogLevel::parse("debug").unwrap().0, "warn,holdfast=debug");
+        assert_eq!(
+            LogLevel::parse("debug").unwrap().0,
+            "warn,openraft=error,holdfast=debug"
+        );
         assert_eq!(LogLevel::parse("info,h2=trace").unwrap().0, "info,h2=trace");
         for wrong in ["", "loud", "holdfast=loud"] {
             assert!(LogLevel::parse(wrong).is_err(), "{wrong}");

@@ -59,7 +59,7 @@ impl Stop {
             let mut ignored = [0; 64];
             while pipe.read(&mut ignored).await.is_ok_and(|bytes| bytes > 0) {}
             if !gracefully.is_cancelled() {
-                tracing::warn!("the process that started this one has ended: stopping");
+                tracing::info!("the process that started this one has asked for it, or has ended: stopping");
             }
             gracefully.cancel();
         });

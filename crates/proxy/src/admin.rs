@@ -80,7 +80,9 @@ async fn readyz(State(facts): State<Facts>, RawQuery(query): RawQuery) -> Respon
 async fn metrics(State(facts): State<Facts>) -> Response {
     let freshness = facts.freshness.borrow().clone();
     let table = facts.table.load();
-    let text = facts.metrics.render(table.as_deref(), &freshness, facts.draining.is_raised());
+    let text = facts
+        .metrics
+        .render(table.as_deref(), &freshness, facts.draining.is_raised());
     let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }

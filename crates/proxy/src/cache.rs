@@ -133,7 +133,9 @@ impl Cache {
     ) {
         let mut position = table.watch();
         if let Some((_, revision)) = self.current {
-            metrics.cache_revision.set(i64::try_from(revision.0).unwrap_or(i64::MAX));
+            metrics
+                .cache_revision
+                .set(i64::try_from(revision.0).unwrap_or(i64::MAX));
         }
         loop {
             let newest = *position.borrow_and_update();
@@ -178,7 +180,9 @@ impl Cache {
         match written.unwrap_or_else(|panicked| Err(io::Error::other(panicked))) {
             Ok(()) => {
                 metrics.cache_writes.inc();
-                metrics.cache_revision.set(i64::try_from(position.1.0).unwrap_or(i64::MAX));
+                metrics
+                    .cache_revision
+                    .set(i64::try_from(position.1.0).unwrap_or(i64::MAX));
                 self.current = Some(position);
             }
             Err(error) => {
@@ -243,7 +247,11 @@ fn encode<W: Write>(out: &mut Checked<W>, cluster_id: &str, table: &Table) -> io
 fn write_block<W: Write>(out: &mut Checked<W>, list: &proto::RouteList) -> io::Result<()> {
     let plain = list.encode_to_vec();
     let compressed = zstd::bulk::compress(&plain, 1)?;
-    let length = |bytes: &[u8]| u32::try_from(bytes.len()).map(u32::to_le_bytes).map_err(io::Error::other);
+    let length = |bytes: &[u8]| {
+        u32::try_from(bytes.len())
+            .map(u32::to_le_bytes)
+            .map_err(io::Error::other)
+    };
     let mut checksum = crc32fast::Hasher::new();
     for part in [&length(&compressed)?[..], &length(&plain)?[..], &compressed] {
         checksum.update(part);

@@ -114,9 +114,24 @@ impl ProxyConfig {
         for (field, value, least, most) in [
             ("drain_delay", self.drain_delay, Duration::ZERO, DRAIN_MAX),
             ("drain_timeout", self.drain_timeout, Duration::ZERO, DRAIN_MAX),
-            ("connect_timeout", self.connect_timeout, Duration::from_millis(1), CONNECT_TIMEOUT_MAX),
-            ("header_read_timeout", self.header_read_timeout, Duration::from_millis(1), DRAIN_MAX),
-            ("target_idle_timeout", self.target_idle_timeout, Duration::from_millis(1), DRAIN_MAX),
+            (
+                "connect_timeout",
+                self.connect_timeout,
+                Duration::from_millis(1),
+                CONNECT_TIMEOUT_MAX,
+            ),
+            (
+                "header_read_timeout",
+                self.header_read_timeout,
+                Duration::from_millis(1),
+                DRAIN_MAX,
+            ),
+            (
+                "target_idle_timeout",
+                self.target_idle_timeout,
+                Duration::from_millis(1),
+                DRAIN_MAX,
+            ),
         ] {
             check(
                 (least..=most).contains(&value),
@@ -125,7 +140,12 @@ impl ProxyConfig {
                 &format!("must be from {least:?} to {most:?}"),
             );
         }
-        check(self.connections_max > 0, "connections_max", &self.connections_max, "must be 1 or more");
+        check(
+            self.connections_max > 0,
+            "connections_max",
+            &self.connections_max,
+            "must be 1 or more",
+        );
         match mistakes.is_empty() {
             true => Ok(()),
             false => Err(ConfigError(mistakes)),
@@ -160,7 +180,13 @@ mod tests {
             ..good
         };
         let said = bad.validate().unwrap_err().to_string();
-        for part in ["name \"p 0\"", "data_dir \"\"", "listen_admin \"127.0.0.1:8000\"", "connect_timeout \"0ns\"", "connections_max \"0\""] {
+        for part in [
+            "name \"p 0\"",
+            "data_dir \"\"",
+            "listen_admin \"127.0.0.1:8000\"",
+            "connect_timeout \"0ns\"",
+            "connections_max \"0\"",
+        ] {
             assert!(said.contains(part), "{part} is missing in: {said}");
         }
     }

@@ -8,9 +8,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use holdfast_client::LiveTable;
 use holdfast_table::{Entry, Host, RequestPath};
-use http::header::{
-    self, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE,
-};
+use http::header::{self, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, TE, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body_util::Empty;
 use hyper::body::{Body as _, Frame, Incoming, SizeHint};
@@ -188,7 +186,12 @@ impl Forwarder {
         let uri = request.uri();
         let origin_form = match uri.path_and_query() {
             Some(path) if request.method() != Method::CONNECT && path.as_str() != "*" => path.as_str(),
-            _ => return Err(refuse(Reject::Method, Problem::BadRequest("this is no proxy for CONNECT or '*'"))),
+            _ => {
+                return Err(refuse(
+                    Reject::Method,
+                    Problem::BadRequest("this is no proxy for CONNECT or '*'"),
+                ));
+            }
         };
         let host = read_host(request).map_err(|problem| refuse(Reject::Host, problem))?;
         let host = match host {
@@ -300,7 +303,10 @@ impl Forwarder {
     fn port_of(&self, host: Option<&HeaderValue>) -> HeaderValue {
         let text = host.and_then(|host| host.to_str().ok()).unwrap_or_default();
         let after_address = text.rfind(']').map_or(text, |end| &text[end..]);
-        match after_address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok()) {
+        match after_address
+            .rsplit_once(':')
+            .and_then(|(_, port)| port.parse::<u16>().ok())
+        {
             Some(port) => HeaderValue::from(port),
             None if host.is_some() => HeaderValue::from_static("80"),
             None => HeaderValue::from(self.port),
@@ -395,9 +401,9 @@ fn read_host<B>(request: &Request<B>) -> Result<Option<&str>, Problem> {
         ),
     };
     match request.uri().authority() {
-        Some(authority) if host.is_none_or(|host| !authority.as_str().eq_ignore_ascii_case(host)) => {
-            Err(Problem::BadRequest("the request's target names another host than the Host header"))
-        }
+        Some(authority) if host.is_none_or(|host| !authority.as_str().eq_ignore_ascii_case(host)) => Err(
+            Problem::BadRequest("the request's target names another host than the Host header"),
+        ),
         _ => Ok(host),
     }
 }
@@ -461,7 +467,12 @@ fn strip_aliases(headers: &mut HeaderMap) {
 }
 
 fn tokens(value: &HeaderValue) -> impl Iterator<Item = &str> {
-    value.to_str().unwrap_or_default().split(',').map(str::trim).filter(|token| !token.is_empty())
+    value
+        .to_str()
+        .unwrap_or_default()
+        .split(',')
+        .map(str::trim)
+        .filter(|token| !token.is_empty())
 }
 
 fn innermost<'a>(mut error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
@@ -503,7 +514,11 @@ mod tests {
 
     #[test]
     fn names_that_pass_for_ours_are_stripped() {
-        let mut headers = headers(&[("x_real_ip", "1.2.3.4"), ("x-forwarded_for", "1.2.3.4"), ("x_mine", "1")]);
+        let mut headers = headers(&[
+            ("x_real_ip", "1.2.3.4"),
+            ("x-forwarded_for", "1.2.3.4"),
+            ("x_mine", "1"),
+        ]);
         strip_aliases(&mut headers);
         assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x_mine"]);
     }
@@ -517,12 +532,37 @@ mod tests {
             *request.headers_mut() = headers(&[("connection", connection), ("upgrade", upgrade)]);
             request
         };
-        assert!(wants_websocket(&request("GET", Version::HTTP_11, "keep-alive, Upgrade", "WebSocket")));
-        assert!(!wants_websocket(&request("POST", Version::HTTP_11, "upgrade", "websocket")));
-        assert!(!wants_websocket(&request("GET", Version::HTTP_10, "upgrade", "websocket")));
-        assert!(!wants_websocket(&request("GET", Version::HTTP_11, "close", "websocket")));
+        assert!(wants_websocket(&request(
+            "GET",
+            Version::HTTP_11,
+            "keep-alive, Upgrade",
+            "WebSocket"
+        )));
+        assert!(!wants_websocket(&request(
+            "POST",
+            Version::HTTP_11,
+            "upgrade",
+            "websocket"
+        )));
+        assert!(!wants_websocket(&request(
+            "GET",
+            Version::HTTP_10,
+            "upgrade",
+            "websocket"
+        )));
+        assert!(!wants_websocket(&request(
+            "GET",
+            Version::HTTP_11,
+            "close",
+            "websocket"
+        )));
         assert!(!wants_websocket(&request("GET", Version::HTTP_11, "upgrade", "h2c")));
-        assert!(!wants_websocket(&request("GET", Version::HTTP_11, "upgrade", "websocket, h2c")));
+        assert!(!wants_websocket(&request(
+            "GET",
+            Version::HTTP_11,
+            "upgrade",
+            "websocket, h2c"
+        )));
     }
 
     #[test]
@@ -537,7 +577,10 @@ mod tests {
             read_host(&request).map(|host| host.map(str::to_owned)).ok()
         };
         assert_eq!(request("/", Version::HTTP_11, &["a:1"]), Some(Some("a:1".into())));
-        assert_eq!(request("http://A:1/", Version::HTTP_11, &["a:1"]), Some(Some("a:1".into())));
+        assert_eq!(
+            request("http://A:1/", Version::HTTP_11, &["a:1"]),
+            Some(Some("a:1".into()))
+        );
         assert_eq!(request("/", Version::HTTP_10, &[]), Some(None));
         assert_eq!(request("/", Version::HTTP_11, &[]), None);
         assert_eq!(request("/", Version::HTTP_11, &["a", "a"]), None);

@@ -15,7 +15,11 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
-const SOURCES: [(Source, &str); 3] = [(Source::None, "none"), (Source::Cache, "cache"), (Source::Stream, "stream")];
+const SOURCES: [(Source, &str); 3] = [
+    (Source::None, "none"),
+    (Source::Cache, "cache"),
+    (Source::Stream, "stream"),
+];
 
 /// What a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +76,11 @@ impl Metrics {
         let mut registry = Registry::with_prefix("holdfast_proxy");
         let r = &mut registry;
         let requests = Family::<Labels<2>, Counter>::default();
-        r.register("requests", "Answers to requests, by kind and class of status code", requests.clone());
+        r.register(
+            "requests",
+            "Answers to requests, by kind and class of status code",
+            requests.clone(),
+        );
         let requests = ["web", "websocket"].map(|kind| {
             CLASSES.map(|class| requests.get_or_create_owned(&Labels([("kind", kind), ("code_class", class)])))
         });
@@ -101,9 +109,17 @@ impl Metrics {
         let active_requests = gauge(r, "active_requests", "Requests whose answer is not complete yet");
         let active_websockets = gauge(r, "active_websockets", "Upgraded connections");
         let cache_writes = Counter::default();
-        r.register("cache_writes", "Copies of the table written to disk", cache_writes.clone());
+        r.register(
+            "cache_writes",
+            "Copies of the table written to disk",
+            cache_writes.clone(),
+        );
         let cache_write_errors = Counter::default();
-        r.register("cache_write_errors", "Copies of the table that could not be written", cache_write_errors.clone());
+        r.register(
+            "cache_write_errors",
+            "Copies of the table that could not be written",
+            cache_write_errors.clone(),
+        );
         let cache_revision = gauge(r, "cache_revision", "Revision of the table's copy on disk");
         let revision = gauge(r, "table_revision", "Revision of the table that is served");
         let epoch = gauge(r, "table_epoch", "Epoch of the table that is served");
@@ -116,7 +132,11 @@ impl Metrics {
             staleness.clone(),
         );
         let family = Family::<Labels<1>, Gauge>::default();
-        r.register("table_source", "1 for where the served table comes from", family.clone());
+        r.register(
+            "table_source",
+            "1 for where the served table comes from",
+            family.clone(),
+        );
         let sources = SOURCES.map(|(_, source)| family.get_or_create_owned(&Labels([("source", source)])));
         let connected = gauge(r, "control_connected", "1 while a stream from a replica is open");
         let draining = gauge(r, "draining", "1 once the proxy drains");

@@ -1,9 +1,9 @@
 //! What a user reads when there is no answer of a target to be shown.
 
 use bytes::Bytes;
+use holdfast_table::PathError;
 use http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
-use holdfast_table::PathError;
 
 /// Seconds until a client should ask again a proxy that has no table yet.
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("2");
@@ -37,9 +37,16 @@ impl Problem {
     fn text(self) -> String {
         match self {
             Problem::NoRoute => "There is no server at this address.".to_owned(),
-            Problem::NoTable => "This proxy is starting and does not know yet where your server is. Please try again in a moment.".to_owned(),
-            Problem::TargetFailed => "The server at this address does not answer. It may have stopped, or may still be starting.".to_owned(),
-            Problem::TargetUnsupported => "The server at this address speaks https, which this proxy does not support yet.".to_owned(),
+            Problem::NoTable => {
+                "This proxy is starting and does not know yet where your server is. Please try again in a moment."
+                    .to_owned()
+            }
+            Problem::TargetFailed => {
+                "The server at this address does not answer. It may have stopped, or may still be starting.".to_owned()
+            }
+            Problem::TargetUnsupported => {
+                "The server at this address speaks https, which this proxy does not support yet.".to_owned()
+            }
             Problem::Unreadable(error) => format!("The request cannot be read: {error}."),
             Problem::BadRequest(what) => format!("The request cannot be read: {what}."),
         }
@@ -125,8 +132,18 @@ mod tests {
 
     #[test]
     fn only_ignorance_asks_to_retry() {
-        assert!(Problem::NoTable.response(Form::Text).headers().contains_key(RETRY_AFTER));
-        assert!(!Problem::NoRoute.response(Form::Text).headers().contains_key(RETRY_AFTER));
+        assert!(
+            Problem::NoTable
+                .response(Form::Text)
+                .headers()
+                .contains_key(RETRY_AFTER)
+        );
+        assert!(
+            !Problem::NoRoute
+                .response(Form::Text)
+                .headers()
+                .contains_key(RETRY_AFTER)
+        );
         assert_eq!(Problem::NoTable.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(Problem::NoRoute.status(), StatusCode::NOT_FOUND);
     }

@@ -215,7 +215,10 @@ impl Proxy {
             tokio::time::sleep(config.drain_delay).await;
         }
         signals.stop.raise();
-        if tokio::time::timeout(config.drain_timeout, ended(&mut doors)).await.is_err() {
+        if tokio::time::timeout(config.drain_timeout, ended(&mut doors))
+            .await
+            .is_err()
+        {
             tracing::warn!("cutting the requests and tunnels that are left");
             signals.cut.raise();
             let _ = tokio::time::timeout(END_TIMEOUT, ended(&mut doors)).await;

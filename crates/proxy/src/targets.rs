@@ -93,16 +93,19 @@ impl Targets {
         mut request: Request<Incoming>,
     ) -> Result<Response<Incoming>, TargetError> {
         *request.uri_mut() = address(target, request.uri())?;
-        self.pool.request(request).await.map_err(|error| match error.is_connect() {
-            true => TargetError::Connect {
-                target: target.clone(),
-                source: error.into(),
-            },
-            false => TargetError::Response {
-                target: target.clone(),
-                source: error.into(),
-            },
-        })
+        self.pool
+            .request(request)
+            .await
+            .map_err(|error| match error.is_connect() {
+                true => TargetError::Connect {
+                    target: target.clone(),
+                    source: error.into(),
+                },
+                false => TargetError::Response {
+                    target: target.clone(),
+                    source: error.into(),
+                },
+            })
     }
 
     /// Asks for an upgrade on a connection that carries nothing before it and, unless refused, nothing after it.
@@ -112,10 +115,15 @@ impl Targets {
         mut request: Request<Empty<Bytes>>,
     ) -> Result<Response<Incoming>, TargetError> {
         let uri = address(target, request.uri())?;
-        let stream = self.connector.clone().connect(uri).await.map_err(|source| TargetError::Connect {
-            target: target.clone(),
-            source,
-        })?;
+        let stream = self
+            .connector
+            .clone()
+            .connect(uri)
+            .await
+            .map_err(|source| TargetError::Connect {
+                target: target.clone(),
+                source,
+            })?;
         let failed = |error: hyper::Error| TargetError::Response {
             target: target.clone(),
             source: error.into(),
@@ -332,18 +340,29 @@ mod tests {
     #[test]
     fn a_request_keeps_its_bytes_behind_the_targets_path_and_query() {
         for (target, asked, expected) in [
-            ("http://10.0.0.1:1", "/user/a/%2Fx?q=%20", "http://10.0.0.1:1/user/a/%2Fx?q=%20"),
+            (
+                "http://10.0.0.1:1",
+                "/user/a/%2Fx?q=%20",
+                "http://10.0.0.1:1/user/a/%2Fx?q=%20",
+            ),
             ("http://10.0.0.1:1/", "/a//b", "http://10.0.0.1:1/a//b"),
             ("http://10.0.0.1:1/base/", "/", "http://10.0.0.1:1/base/"),
             ("http://[::1]:80/base?t=1", "/a?b", "http://[::1]:80/base/a?t=1&b"),
             ("http://h.example?t=1", "/a", "http://h.example/a?t=1"),
-            ("http+unix://%2Frun%2Fx.sock/p", "/a", "unix://2f72756e2f782e736f636b/p/a"),
+            (
+                "http+unix://%2Frun%2Fx.sock/p",
+                "/a",
+                "unix://2f72756e2f782e736f636b/p/a",
+            ),
         ] {
             let target = Target::parse(target).unwrap();
             let asked: Uri = asked.parse().unwrap();
             assert_eq!(address(&target, &asked).unwrap().to_string(), expected);
         }
-        assert_eq!(from_hexadecimal("2f72756e2f782e736f636b").unwrap(), Path::new("/run/x.sock"));
+        assert_eq!(
+            from_hexadecimal("2f72756e2f782e736f636b").unwrap(),
+            Path::new("/run/x.sock")
+        );
     }
 
     #[test]

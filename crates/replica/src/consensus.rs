@@ -170,6 +170,8 @@ impl Consensus {
     pub fn leader_contact_age(&self) -> Option<Duration> {
         let metrics = self.metrics();
         match metrics.state {
+            // A quorum of itself alone: nobody acknowledges anything to it, and nothing is ever missing.
+            ServerState::Leader if metrics.membership_config.voter_ids().count() == 1 => Some(Duration::ZERO),
             ServerState::Leader => metrics.last_quorum_acked.as_ref().map(|acked| acked.elapsed()),
             _ => self
                 .last_contact

@@ -163,7 +163,7 @@ fn show(reports: &[Report], judgement: &Judgement) -> anyhow::Result<()> {
                 proxy.lag.to_string(),
                 short(&proxy.digest).to_owned(),
                 proxy.agreement.as_str().to_owned(),
-                format!("{:?}", Duration::from_secs(proxy.connected_ms / 1000)),
+                format!("{} s", proxy.connected_ms / 1000),
             ]
         });
         let header = [
@@ -178,17 +178,21 @@ fn show(reports: &[Report], judgement: &Judgement) -> anyhow::Result<()> {
         output::table(&header, &[2, 3, 6], rows.collect())?;
     }
     output::line("")?;
-    let count = proxies.len();
     let summary = match &judgement.verdict {
         Verdict::Healthy => format!(
-            "healthy: {} replicas and {count} proxies at revision {}",
-            reports.len(),
+            "healthy: {} and {} at revision {}",
+            counted(reports.len(), "replica", "replicas"),
+            counted(proxies.len(), "proxy", "proxies"),
             judgement.goal.1
         ),
         Verdict::Degraded => format!("degraded: {}", judgement.reasons.join("; ")),
         Verdict::NoQuorum => format!("no quorum: {}", judgement.reasons.join("; ")),
     };
     output::line(&summary)
+}
+
+fn counted(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
 }
 
 fn role(role: Role) -> &'static str {

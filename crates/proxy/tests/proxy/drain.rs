@@ -40,7 +40,9 @@ async fn a_drain_waits_for_a_request_to_end() {
     assert_eq!(idle.rest().await, b"");
     until(async || tokio::net::TcpStream::connect(setup.proxy.public).await.is_err()).await;
     assert!(setup.proxy.is_running());
-    connection.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone").await;
+    connection
+        .send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone")
+        .await;
     let answer = client.answer().await;
     assert_eq!((answer.status(), answer.text().as_str()), (200, "done"));
     assert_eq!(client.rest().await, b"");
@@ -50,7 +52,10 @@ async fn a_drain_waits_for_a_request_to_end() {
 #[tokio::test]
 async fn a_drain_waits_for_a_websocket_and_ends_with_it() {
     let (target, mut connections) = Target::manual().await;
-    let mut setup = Setup::with(&[("/", &target.url)], |config| config.drain_timeout = Duration::from_secs(3600)).await;
+    let mut setup = Setup::with(&[("/", &target.url)], |config| {
+        config.drain_timeout = Duration::from_secs(3600)
+    })
+    .await;
     let (mut client, mut target) = open(&setup, &mut connections).await;
     setup.proxy.shutdown.cancel();
     until(async || tokio::net::TcpStream::connect(setup.proxy.public).await.is_err()).await;
@@ -66,7 +71,10 @@ async fn a_drain_waits_for_a_websocket_and_ends_with_it() {
 #[tokio::test]
 async fn a_drain_lets_go_at_its_timeout() {
     let (target, mut connections) = Target::manual().await;
-    let setup = Setup::with(&[("/", &target.url)], |config| config.drain_timeout = Duration::from_secs(1)).await;
+    let setup = Setup::with(&[("/", &target.url)], |config| {
+        config.drain_timeout = Duration::from_secs(1)
+    })
+    .await;
     let (mut client, mut tunnel_target) = open(&setup, &mut connections).await;
     let mut waiting = Conversation::connect(setup.proxy.public).await;
     waiting.send("GET /never HTTP/1.1\r\nHost: a\r\n\r\n").await;

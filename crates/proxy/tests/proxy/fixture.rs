@@ -57,6 +57,8 @@ pub fn table(revision: u64, routes: &[(&str, &str)]) -> Table {
 /// A replica that serves one table after the other.
 pub struct Replica {
     pub address: SocketAddr,
+    /// Streams that were asked for so far.
+    pub subscribes: Arc<AtomicUsize>,
     table: watch::Sender<Table>,
     tasks: JoinSet<()>,
 }
@@ -66,7 +68,8 @@ impl Replica {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let table = watch::Sender::new(table);
-        let service = RoutesServer::new(Script(table.subscribe()));
+        let subscribes = Arc::new(AtomicUsize::new(0));
+        let service = RoutesServer::new(Script(table.subscribe(), subscribes.clone()));
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let server = tonic::transport::Server::builder().add_service(service);
@@ -75,7 +78,12 @@ impl Replica {
                 .await
                 .unwrap();
         });
-        Replica { address, table, tasks }
+        Replica {
+            address,
+            subscribes,
+            table,
+            tasks,
+        }
     }
 
     /// The next table, which must be at a higher revision.
@@ -89,7 +97,7 @@ impl Replica {
     }
 }
 
-struct Script(watch::Receiver<Table>);
+struct Script(watch::Receiver<Table>, Arc<AtomicUsize>);
 
 #[tonic::async_trait]
 impl Routes for Script {
@@ -112,6 +120,7 @@ impl Routes for Script {
         &self,
         request: Request<Streaming<SubscribeRequest>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
+        self.1.fetch_add(1, Ordering::SeqCst);
         // Acknowledgements must be read, or the subscriber's side fills up; the stream lives as long as the answer.
         let acks = request.into_inner().map(|_| None);
         let mut tables = self.0.clone();
@@ -130,9 +139,9 @@ impl Routes for Script {
             Some((Some(frame), (tables, next)))
         });
         let frames = stream::select(acks, first.chain(rest)).filter_map(|frame| async { frame });
-        Ok(Response::new(Box::pin(frames.map(|frame| {
-            Ok(SubscribeResponse { frame: Some(frame) })
-        }))))
+        Ok(Response::new(Box::pin(
+            frames.map(|frame| Ok(SubscribeResponse { frame: Some(frame) })),
+        )))
     }
 }
 
@@ -159,7 +168,9 @@ fn snapshot(table: &Table) -> [Frame; 2] {
 }
 
 fn delta(from: &Table, to: &Table) -> Frame {
-    let puts = to.iter().filter(|entry| from.get(entry.route.spec.key()) != Some(entry));
+    let puts = to
+        .iter()
+        .filter(|entry| from.get(entry.route.spec.key()) != Some(entry));
     let deletes = from.iter().filter(|entry| to.get(entry.route.spec.key()).is_none());
     Frame::Delta(proto::Delta {
         from_revision: from.revision().0,
@@ -315,7 +326,10 @@ impl Target {
             while let Ok(head) = connection.head().await {
                 let length = header(&head, "content-length").and_then(|length| length.parse().ok());
                 connection.take(length.unwrap_or(0)).await;
-                let answer = format!("HTTP/1.1 200 OK\r\nx-target: {name}\r\ncontent-length: {}\r\n\r\n{head}", head.len());
+                let answer = format!(
+                    "HTTP/1.1 200 OK\r\nx-target: {name}\r\ncontent-length: {}\r\n\r\n{head}",
+                    head.len()
+                );
                 connection.send(answer).await;
             }
         })

@@ -15,12 +15,42 @@ async fn the_path_goes_on_byte_for_byte() {
     for path in [
         "/user/alice%2Fx/%7Ey/a%20b;c=1?q=%2F..&r=a+b//../c",
         "/user/%61lice//x/",
-        "/a|b\"c{d}'e~^`?",
+        "/a|b\"c{d}'e~^!$&()*+,;=:@?",
+        "/x?`{|}^'\\[]/?",
         "/%E2%9C%93?%zz",
     ] {
         let seen = get(setup.proxy.public, path).await.text();
         assert_eq!(seen.lines().next(), Some(format!("GET {path} HTTP/1.1").as_str()));
     }
+}
+
+/// A fragment is none of a server's business, so what comes after `#` was never matched and never goes on.
+#[tokio::test]
+async fn a_fragment_goes_nowhere() {
+    let hub = Target::mirror("hub").await;
+    let setup = Setup::new(&[("/", &hub.url)]).await;
+    let seen = get(setup.proxy.public, "/a#/../b").await.text();
+    assert!(seen.starts_with("GET /a HTTP/1.1\r\n"), "{seen}");
+}
+
+#[tokio::test]
+async fn an_http_1_0_client_is_served_in_its_own_way() {
+    let (target, mut connections) = Target::manual().await;
+    let setup = Setup::new(&[("/", &target.url)]).await;
+    let mut client = Conversation::connect(setup.proxy.public).await;
+    client.send("GET / HTTP/1.0\r\n\r\n").await;
+    let mut connection = soon(connections.recv()).await.unwrap();
+    let head = soon(connection.head()).await.unwrap();
+    assert!(head.starts_with("GET / HTTP/1.1\r\n"), "{head}");
+    assert_eq!(header(&head, "host"), target.url.strip_prefix("http://"));
+    assert_eq!(header(&head, "x-forwarded-host"), None);
+    connection
+        .send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+        .await;
+    let head = soon(client.head()).await.unwrap();
+    assert!(head.starts_with("HTTP/1.0 200 OK\r\n"), "{head}");
+    assert_eq!(header(&head, "transfer-encoding"), None);
+    assert_eq!(client.rest().await, b"abc");
 }
 
 #[tokio::test]
@@ -44,7 +74,14 @@ async fn headers_of_this_hop_stay_here_and_the_others_pass() {
     )
     .await
     .text();
-    for gone in ["connection", "x-mine", "keep-alive", "proxy-authorization", "proxy-connection", "upgrade"] {
+    for gone in [
+        "connection",
+        "x-mine",
+        "keep-alive",
+        "proxy-authorization",
+        "proxy-connection",
+        "upgrade",
+    ] {
         assert_eq!(header(&seen, gone), None, "{gone} in {seen}");
     }
     for (kept, value) in [
@@ -72,7 +109,10 @@ async fn what_a_client_says_of_itself_is_overwritten() {
     )
     .await
     .text();
-    assert!(!seen.contains("6.6.6") && !seen.contains("evil") && !seen.contains("https"), "{seen}");
+    assert!(
+        !seen.contains("6.6.6") && !seen.contains("evil") && !seen.contains("https"),
+        "{seen}"
+    );
     for (name, value) in [
         ("x-forwarded-for", "127.0.0.1"),
         ("x-real-ip", "127.0.0.1"),
@@ -99,7 +139,11 @@ async fn the_answer_passes_without_headers_of_its_hop() {
         )
         .await;
     let answer = client.answer().await;
-    assert!(answer.head.starts_with("HTTP/1.1 418 Short and Stout\r\n"), "{}", answer.head);
+    assert!(
+        answer.head.starts_with("HTTP/1.1 418 Short and Stout\r\n"),
+        "{}",
+        answer.head
+    );
     assert_eq!(answer.text(), "pot");
     assert_eq!(answer.header("x-hop"), None);
     assert_eq!(answer.header("keep-alive"), None);
@@ -123,7 +167,9 @@ async fn answers_without_a_body_keep_their_length() {
         let mut connection = soon(connections.recv()).await.unwrap();
         assert!(soon(connection.head()).await.unwrap().starts_with(request));
         connection
-            .send(format!("HTTP/1.1 {answer}\r\nContent-Length: 1234\r\nETag: \"x\"\r\nConnection: close\r\n\r\n"))
+            .send(format!(
+                "HTTP/1.1 {answer}\r\nContent-Length: 1234\r\nETag: \"x\"\r\nConnection: close\r\n\r\n"
+            ))
             .await;
         let head = soon(client.head()).await.unwrap();
         assert!(head.starts_with(&format!("HTTP/1.1 {answer}\r\n")), "{head}");
@@ -174,7 +220,10 @@ async fn a_large_upload_streams_and_waits_for_the_target() {
     assert_eq!(header(&head, "content-length"), Some(LENGTH.to_string().as_str()));
 
     let sent = fill_until_it_stalls(&mut to, LENGTH).await;
-    assert!(sent < LENGTH, "the proxy took all {LENGTH} bytes while the target read none");
+    assert!(
+        sent < LENGTH,
+        "the proxy took all {LENGTH} bytes while the target read none"
+    );
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         to.write_all(&vec![7; LENGTH - sent]).await.unwrap();
@@ -188,10 +237,14 @@ async fn a_large_upload_streams_and_waits_for_the_target() {
         ok &= connection.unread.iter().all(|byte| *byte == 7);
     }
     assert!(ok && received == LENGTH);
-    connection.send("HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n").await;
+    connection
+        .send("HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n")
+        .await;
     let _to = soon(tasks.join_next()).await;
     let mut answer = [0; 12];
-    soon(tokio::io::AsyncReadExt::read_exact(&mut from, &mut answer)).await.unwrap();
+    soon(tokio::io::AsyncReadExt::read_exact(&mut from, &mut answer))
+        .await
+        .unwrap();
     assert_eq!(&answer, b"HTTP/1.1 201");
 }
 
@@ -204,10 +257,15 @@ async fn a_large_download_waits_for_the_client() {
     client.send("GET /big HTTP/1.1\r\nHost: a\r\n\r\n").await;
     let mut connection = soon(connections.recv()).await.unwrap();
     soon(connection.head()).await.unwrap();
-    connection.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n")).await;
+    connection
+        .send(format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n"))
+        .await;
     let (_from, mut to) = connection.stream.into_split();
     let sent = fill_until_it_stalls(&mut to, LENGTH).await;
-    assert!(sent < LENGTH, "the proxy took all {LENGTH} bytes while the client read none");
+    assert!(
+        sent < LENGTH,
+        "the proxy took all {LENGTH} bytes while the client read none"
+    );
     let mut tasks = JoinSet::new();
     tasks.spawn(async move {
         to.write_all(&vec![7; LENGTH - sent]).await.unwrap();
@@ -287,7 +345,9 @@ async fn a_stale_connection_to_a_target_is_replaced_without_a_failure() {
     let setup = Setup::new(&[("/", &target.url)]).await;
     let mut client = Conversation::connect(setup.proxy.public).await;
     for _ in 0..3 {
-        client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").await;
+        client
+            .send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+            .await;
         let mut connection = soon(connections.recv()).await.unwrap();
         soon(connection.head()).await.unwrap();
         connection.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
@@ -309,13 +369,19 @@ async fn a_unix_socket_is_a_target_too() {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut line = String::new();
         BufReader::new(&mut stream).read_line(&mut line).await.unwrap();
-        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{line}", line.len());
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{line}",
+            line.len()
+        );
         stream.write_all(answer.as_bytes()).await.unwrap();
     });
     let target = format!("http+unix://{}/p", path.display().to_string().replace('/', "%2F"));
     let setup = Setup::new(&[("/", &target)]).await;
     let answer = get(setup.proxy.public, "/x").await;
-    assert_eq!((answer.status(), answer.text().as_str()), (200, "GET /p/x HTTP/1.1\r\n"));
+    assert_eq!(
+        (answer.status(), answer.text().as_str()),
+        (200, "GET /p/x HTTP/1.1\r\n")
+    );
 }
 
 #[tokio::test]

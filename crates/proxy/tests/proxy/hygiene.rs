@@ -1,6 +1,8 @@
 //! The bytes of one request make at most one request to a target.
 
-use crate::fixture::{Conversation, Setup, Target, ask, soon};
+use std::time::Duration;
+
+use crate::fixture::{Conversation, Setup, Target, ask, soon, until};
 
 #[tokio::test]
 async fn ambiguous_framing_is_refused() {
@@ -31,7 +33,11 @@ async fn too_large_a_head_is_refused() {
     let hub = Target::mirror("hub").await;
     let setup = Setup::new(&[("/", &hub.url)]).await;
     let long = "a".repeat(80 * 1024);
-    let answer = ask(setup.proxy.public, format!("GET / HTTP/1.1\r\nHost: a\r\nX: {long}\r\n\r\n")).await;
+    let answer = ask(
+        setup.proxy.public,
+        format!("GET / HTTP/1.1\r\nHost: a\r\nX: {long}\r\n\r\n"),
+    )
+    .await;
     assert_eq!(answer.status(), 431);
     let many: String = (0..200).map(|n| format!("X-{n}: 1\r\n")).collect();
     let answer = ask(setup.proxy.public, format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n")).await;
@@ -51,11 +57,16 @@ async fn a_body_framed_twice_goes_on_framed_once() {
         let setup = Setup::new(&[("/", &target.url)]).await;
         let mut client = Conversation::connect(setup.proxy.public).await;
         client
-            .send(format!("POST /one HTTP/1.1\r\nHost: a\r\n{order}\r\n\r\n3\r\nabc\r\n0\r\n\r\n"))
+            .send(format!(
+                "POST /one HTTP/1.1\r\nHost: a\r\n{order}\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+            ))
             .await;
         let mut connection = soon(connections.recv()).await.unwrap();
         let head = soon(connection.head()).await.unwrap().to_lowercase();
-        assert!(head.contains("transfer-encoding: chunked") && !head.contains("content-length"), "{head}");
+        assert!(
+            head.contains("transfer-encoding: chunked") && !head.contains("content-length"),
+            "{head}"
+        );
         assert_eq!(connection.chunk().await, b"abc");
         assert_eq!(connection.chunk().await, b"");
         connection.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
@@ -78,6 +89,38 @@ async fn what_follows_a_refused_request_is_not_read_as_one() {
     assert_eq!(client.answer().await.status(), 400);
     assert_eq!(client.rest().await, b"", "the connection is closed");
     assert_eq!(hub.connections(), 0);
+}
+
+#[tokio::test]
+async fn a_slow_head_and_an_idle_connection_are_closed() {
+    let hub = Target::mirror("hub").await;
+    let timeout = Duration::from_millis(300);
+    let setup = Setup::with(&[("/", &hub.url)], |config| config.header_read_timeout = timeout).await;
+    let mut slow = Conversation::connect(setup.proxy.public).await;
+    slow.send("GET / HTTP/1.1\r\nHost: a\r\n").await;
+    let mut silent = Conversation::connect(setup.proxy.public).await;
+    let mut idle = Conversation::connect(setup.proxy.public).await;
+    idle.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert_eq!(idle.answer().await.status(), 200);
+    assert_eq!(idle.rest().await, b"");
+    assert_eq!(silent.rest().await, b"");
+    slow.rest().await;
+    until(async || setup.proxy.metric("holdfast_proxy_connections").await == 0.0).await;
+}
+
+#[tokio::test]
+async fn connections_beyond_the_most_wait_for_their_turn() {
+    let hub = Target::mirror("hub").await;
+    let setup = Setup::with(&[("/", &hub.url)], |config| config.connections_max = 1).await;
+    let mut first = Conversation::connect(setup.proxy.public).await;
+    first.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert_eq!(first.answer().await.status(), 200);
+    let mut second = Conversation::connect(setup.proxy.public).await;
+    second.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let early = tokio::time::timeout(Duration::from_millis(200), second.read_more()).await;
+    assert!(early.is_err());
+    drop(first);
+    assert_eq!(second.answer().await.status(), 200);
 }
 
 #[tokio::test]

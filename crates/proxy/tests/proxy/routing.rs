@@ -119,7 +119,11 @@ async fn what_cannot_be_read_in_one_way_gets_400_and_reaches_nobody() {
 async fn absolute_form_is_taken_if_it_agrees_with_the_host() {
     let hub = Target::mirror("hub").await;
     let setup = Setup::new(&[("/", &hub.url)]).await;
-    let answer = ask(setup.proxy.public, "GET http://A.example:80/x?y HTTP/1.1\r\nHost: a.example:80\r\n\r\n").await;
+    let answer = ask(
+        setup.proxy.public,
+        "GET http://A.example:80/x?y HTTP/1.1\r\nHost: a.example:80\r\n\r\n",
+    )
+    .await;
     assert_eq!(answer.status(), 200);
     assert!(answer.text().starts_with("GET /x?y HTTP/1.1\r\n"), "{}", answer.text());
 }

@@ -1,6 +1,7 @@
 //! Where the table comes from, what is served without one, and what survives.
 
 use std::fs;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use holdfast_client::Endpoints;
@@ -28,9 +29,15 @@ async fn without_a_table_there_is_503_and_never_404() {
     let status = proxy.status().await;
     assert_eq!(status["source"], "none");
     assert!(status["digest"].is_null() && status["staleness_ms"].is_null() && status["cluster_id"].is_null());
-    assert_eq!(proxy.metric(r#"holdfast_proxy_no_route_total{cause="no_table"}"#).await, 3.0);
+    assert_eq!(
+        proxy.metric(r#"holdfast_proxy_no_route_total{cause="no_table"}"#).await,
+        3.0
+    );
     proxy.stop().await;
-    assert!(!directory.path().join("table.cache").exists(), "no table is not an empty table");
+    assert!(
+        !directory.path().join("table.cache").exists(),
+        "no table is not an empty table"
+    );
 }
 
 #[tokio::test]
@@ -45,19 +52,34 @@ async fn the_stream_is_followed_and_reported() {
     let digest = next.digest().to_string();
     setup.replica.set(next);
     setup.proxy.at(2).await;
-    assert_eq!(get(setup.proxy.public, "/user/a/").await.header("x-target"), Some("two"));
+    assert_eq!(
+        get(setup.proxy.public, "/user/a/").await.header("x-target"),
+        Some("two")
+    );
     assert_eq!(get(setup.proxy.public, "/user/b/").await.status(), 404);
     // The first bookmark proves that the leader has no more.
     until(async || !setup.proxy.status().await["staleness_ms"].is_null()).await;
     let status = setup.proxy.status().await;
     assert_eq!(status["name"], "p0");
     assert_eq!(status["cluster_id"], CLUSTER);
-    assert_eq!((&status["epoch"], &status["revision"], &status["routes"]), (&1.into(), &2.into(), &1.into()));
+    assert_eq!(
+        (&status["epoch"], &status["revision"], &status["routes"]),
+        (&1.into(), &2.into(), &1.into())
+    );
     assert_eq!(status["digest"], digest);
     assert_eq!(status["source"], "stream");
-    assert_eq!((&status["connected"], &status["draining"]), (&true.into(), &false.into()));
+    assert_eq!(
+        (&status["connected"], &status["draining"]),
+        (&true.into(), &false.into())
+    );
     assert_eq!(setup.proxy.metric("holdfast_proxy_table_revision").await, 2.0);
-    assert_eq!(setup.proxy.metric(r#"holdfast_proxy_table_source{source="stream"}"#).await, 1.0);
+    assert_eq!(
+        setup
+            .proxy
+            .metric(r#"holdfast_proxy_table_source{source="stream"}"#)
+            .await,
+        1.0
+    );
     assert!(setup.proxy.metric("holdfast_proxy_table_staleness_seconds").await < 20.0);
     let requests = r#"holdfast_proxy_requests_total{kind="web",code_class="4xx"}"#;
     assert_eq!(setup.proxy.metric(requests).await, 1.0);
@@ -92,7 +114,10 @@ async fn a_restart_from_the_cache_serves_every_route() {
 
     let proxy = Proxy::start(config(directory.path())).await;
     let status = proxy.status().await;
-    assert_eq!((&status["source"], &status["connected"]), (&"cache".into(), &false.into()));
+    assert_eq!(
+        (&status["source"], &status["connected"]),
+        (&"cache".into(), &false.into())
+    );
     assert_eq!(status["digest"], digest);
     assert_eq!(status["cluster_id"], CLUSTER);
     assert_eq!(get(proxy.admin, "/readyz").await.status(), 200);
@@ -154,13 +179,19 @@ async fn what_stands_in_the_way_of_a_start_is_named() {
     let said = |error: BuildError| error.to_string();
 
     let locked = said(config(directory.path()).build().await.err().unwrap());
-    assert!(locked.contains("data_dir") && locked.contains(&directory.path().display().to_string()), "{locked}");
+    assert!(
+        locked.contains("data_dir") && locked.contains(&directory.path().display().to_string()),
+        "{locked}"
+    );
 
     let other = TempDir::new().unwrap();
     let mut taken = config(other.path());
     taken.listen = first.public_address();
     let taken = said(taken.build().await.err().unwrap());
-    assert!(taken.contains("listen") && taken.contains(&first.public_address().to_string()), "{taken}");
+    assert!(
+        taken.contains("listen") && taken.contains(&first.public_address().to_string()),
+        "{taken}"
+    );
 
     let mut taken = config(other.path());
     taken.listen_admin = first.admin_address();
@@ -170,7 +201,10 @@ async fn what_stands_in_the_way_of_a_start_is_named() {
     let file = other.path().join("file");
     fs::write(&file, "").unwrap();
     let no_directory = said(config(&file.join("below")).build().await.err().unwrap());
-    assert!(no_directory.contains("data_dir") && no_directory.contains("below"), "{no_directory}");
+    assert!(
+        no_directory.contains("data_dir") && no_directory.contains("below"),
+        "{no_directory}"
+    );
 
     let mut wrong = config(other.path());
     wrong.name = String::new();
@@ -191,7 +225,8 @@ async fn an_older_table_does_not_replace_the_cached_one() {
     let mut config = config(setup.directory.path());
     config.endpoints = Endpoints::parse(&[behind.address.to_string()]).unwrap();
     let proxy = Proxy::start(config).await;
-    // It has heard of the older table when it has gone away from the replica that offered it, and still has its own.
+    // When it asks again, it has refused what it was offered.
+    until(async || behind.subscribes.load(Ordering::SeqCst) >= 3).await;
     let status = proxy.status().await;
     assert_eq!((&status["revision"], &status["routes"]), (&5.into(), &2.into()));
     assert_eq!(get(proxy.public, "/a/").await.status(), 200);

@@ -50,7 +50,10 @@ async fn bytes_pass_both_ways_and_none_before_the_101() {
     let answer = client.answer().await;
     assert_eq!(answer.status(), 101);
     assert_eq!(answer.header("upgrade"), Some("websocket"));
-    assert_eq!(answer.header("sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
+    assert_eq!(
+        answer.header("sec-websocket-accept"),
+        Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=")
+    );
     assert_eq!(answer.header("sec-websocket-protocol"), Some("v1.kernel"));
     assert_eq!(client.take(5).await, b"first");
     assert_eq!(target.take(5).await, b"early");
@@ -61,7 +64,10 @@ async fn bytes_pass_both_ways_and_none_before_the_101() {
         assert_eq!(client.take(size).await, vec![b't'; size]);
     }
     let status = setup.proxy.status().await;
-    assert_eq!((&status["active_websockets"], &status["active_requests"]), (&1.into(), &0.into()));
+    assert_eq!(
+        (&status["active_websockets"], &status["active_requests"]),
+        (&1.into(), &0.into())
+    );
     drop(client);
     assert_eq!(target.rest().await, b"");
     drop(target);
@@ -129,7 +135,11 @@ async fn another_protocol_is_not_switched_to_but_answered() {
         let answer = client.answer().await;
         assert_eq!(answer.status(), 200, "{request}");
         let seen = answer.text();
-        assert_eq!((header(&seen, "upgrade"), header(&seen, "http2-settings")), (None, None), "{seen}");
+        assert_eq!(
+            (header(&seen, "upgrade"), header(&seen, "http2-settings")),
+            (None, None),
+            "{seen}"
+        );
     }
 }
 
@@ -138,7 +148,9 @@ async fn an_upgrade_has_no_body() {
     let hub = Target::mirror("hub").await;
     let setup = Setup::new(&[("/", &hub.url)]).await;
     let mut client = Conversation::connect(setup.proxy.public).await;
-    client.send(REQUEST.replace("\r\n\r\n", "\r\nContent-Length: 4\r\n\r\nbody")).await;
+    client
+        .send(REQUEST.replace("\r\n\r\n", "\r\nContent-Length: 4\r\n\r\nbody"))
+        .await;
     assert_eq!(client.answer().await.status(), 400);
     assert_eq!(hub.connections(), 0);
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use holdfast_table::{Epoch, Revision};
+use holdfast_table::{Delta, Epoch, Revision, State};
 use holdfast_wire::errors::Reason;
 use holdfast_wire::proto;
 use proto::hello::Mode;
@@ -150,11 +150,7 @@ impl Stream {
         }
         let position = self.consensus.published().load();
         let table = &position.state.table;
-        let delta = position
-            .state
-            .history
-            .since(revision, table)
-            .filter(|delta| own && delta.len() <= table.len() / 2 + 16);
+        let delta = worth_a_delta(&position.state, revision).filter(|_| own);
         if delta.is_none() {
             return self.snapshot().await;
         }
@@ -180,7 +176,7 @@ impl Stream {
             if state.table.revision() == self.cursor {
                 return Ok(position);
             }
-            match state.history.since(self.cursor, &state.table) {
+            match worth_a_delta(state, self.cursor) {
                 Some(delta) => {
                     self.send(Frame::Delta((&delta).into())).await?;
                     self.cursor = delta.to;
@@ -232,6 +228,13 @@ impl Stream {
     async fn send(&self, content: Frame) -> Result<(), Ended> {
         self.sender.send(Ok(frame(content))).await.map_err(|_| Ended)
     }
+}
+
+/// What leads from `from` to the present, unless a snapshot is smaller or the only way.
+fn worth_a_delta(state: &State, from: Revision) -> Option<Delta> {
+    const SMALL: usize = 1_000;
+    let delta = state.history.since(from, &state.table)?;
+    (delta.len() <= SMALL.max(state.table.len() / 2)).then_some(delta)
 }
 
 fn go_away(reason: proto::go_away::Reason, retry_after_ms: u32) -> Frame {
