@@ -10,9 +10,9 @@ bench=$1
 shift
 
 echo "bench: building; RocksDB comes from the development profile" >&2
-scripts/build.sh -p holdfast
+scripts/build.sh
 # Cargo itself says which of several build folders belongs to the present lock file.
-rocksdb=$(cargo build --quiet -p holdfast --message-format=json |
+rocksdb=$(cargo build --quiet --workspace --message-format=json |
     sed -n '/"reason":"build-script-executed"/{/librocksdb-sys/s/.*"out_dir":"\([^"]*\)".*/\1/p}')
 [ -e "$rocksdb/librocksdb.a" ] || {
     echo "bench: no librocksdb.a under '$rocksdb'" >&2
@@ -20,5 +20,5 @@ rocksdb=$(cargo build --quiet -p holdfast --message-format=json |
 }
 export ROCKSDB_LIB_DIR=$rocksdb ROCKSDB_STATIC=1
 
-cargo build --release -p holdfast
-HOLDFAST_BIN=$CARGO_TARGET_DIR/release/holdfast cargo run --release -p holdfast-benches --bin "$bench" -- "$@"
+cargo build --release --workspace --bins
+HOLDFAST_BIN=$CARGO_TARGET_DIR/release/holdfast "$CARGO_TARGET_DIR/release/$bench" "$@"

@@ -65,6 +65,15 @@ def test_a_dependency_the_wrong_way_is_refused(workspace, crate, dependency, com
     assert complaint in result.stderr
 
 
+def test_nothing_uses_the_tests(workspace):
+    manifest = workspace / "crates" / "holdfast" / "Cargo.toml"
+    dependency = '[dependencies]\nholdfast-tests = { path = "../../tests" }\n'
+    manifest.write_text(manifest.read_text().replace("[dependencies]\n", dependency, 1))
+    result = check(workspace)
+    assert result.returncode == 1
+    assert "holdfast uses holdfast-tests: nothing may use holdfast-tests" in result.stderr
+
+
 def test_a_crate_without_a_place_is_refused(workspace):
     crate = workspace / "crates" / "extra"
     (crate / "src").mkdir(parents=True)

@@ -52,7 +52,7 @@ class Hub:
         self.log_path = self.directory / "hub.log"
         self.hub_port = free_ports(1)
         self.url = f"http://127.0.0.1:{self.hub_port}"
-        self.public_url = f"http://127.0.0.1:{public_port}{base_url}"
+        self.public_url = f"http://127.0.0.1:{public_port}"
         self.base_url = base_url
         self.process = None
         self.config_path = self.directory / "jupyterhub_config.py"

@@ -173,11 +173,21 @@ class TestStartedByTheHub:
         ]
 
     @pytest.fixture
-    def hub(self, ports, settings, tmp_path):
-        hub = Hub(tmp_path / "hub", ports + 10, settings)
-        with hub:
-            yield hub
-        end_left_over(hub)
+    def make_hub(self, ports, settings, tmp_path):
+        made = []
+
+        def make_hub(*more_settings, **options):
+            made.append(Hub(tmp_path / "hub", ports + 10, [*settings, *more_settings], **options))
+            return made[-1]
+
+        yield make_hub
+        for hub in made:
+            hub.__exit__()
+            end_left_over(hub)
+
+    @pytest.fixture
+    def hub(self, make_hub):
+        return make_hub()
 
     def test_a_hub_on_one_machine_needs_only_the_class(self, hub):
         hub.start()
@@ -205,32 +215,29 @@ class TestStartedByTheHub:
         assert answered_by_hub(hub.public_url, "/user/alice/")
         hub.stop()
 
-    def test_a_hub_below_a_path_of_its_own(self, ports, settings, tmp_path):
-        with Hub(tmp_path / "hub", ports + 10, settings, base_url="/jupyter/") as hub:
-            hub.start()
-            hub.start_server("zoë@b")
-            assert set(hub.routes()) == {"/jupyter/", "/jupyter/user/zo%C3%AB@b/"}
-            answer = fetch(f"{hub.public_url}/jupyter/user/zo%C3%AB@b/api/status")
-            assert answer.status == 200
-            assert fetch(f"{hub.public_url}/jupyter/hub/login").status == 200
-            # Nobody owns the rest of the site.
-            assert fetch(f"{hub.public_url}/other/").status == 404
-            hub.stop()
+    def test_a_hub_below_a_path_of_its_own(self, make_hub):
+        hub = make_hub(base_url="/jupyter/")
+        hub.start()
+        hub.start_server("zoë@b")
+        assert set(hub.routes()) == {"/jupyter/", "/jupyter/user/zo%C3%AB@b/"}
+        assert fetch(f"{hub.public_url}/jupyter/user/zo%C3%AB@b/api/status").status == 200
+        assert fetch(f"{hub.public_url}/jupyter/hub/login").status == 200
+        # Nobody owns the rest of the site.
+        assert fetch(f"{hub.public_url}/other/").status == 404
+        hub.stop()
 
-    def test_a_hub_with_a_host_for_each_user(self, ports, settings, tmp_path):
-        settings.append(f"c.JupyterHub.subdomain_host = 'http://hub.test:{ports + 10}'")
-        with Hub(tmp_path / "hub", ports + 10, settings) as hub:
-            hub.start()
-            hub.start_server("alice")
-            assert set(hub.routes()) == {"/", "alice.hub.test/user/alice/"}
-            path = f"{hub.public_url}/user/alice/api/contents/owner.txt?content=1"
-            answer = fetch(path, host=f"alice.hub.test:{ports + 10}")
-            assert json.loads(answer.body)["content"] == "alice"
-            for host in (f"bob.hub.test:{ports + 10}", f"hub.test:{ports + 10}"):
-                answer = fetch(path, host=host)
-                assert answer.status == 302, answer
-                assert "owner" not in answer.body.decode()
-            hub.stop()
+    def test_a_hub_with_a_host_for_each_user(self, make_hub, ports):
+        hub = make_hub(f"c.JupyterHub.subdomain_host = 'http://hub.test:{ports + 10}'")
+        hub.start()
+        hub.start_server("alice")
+        assert set(hub.routes()) == {"/", "alice.hub.test/user/alice/"}
+        url = f"{hub.public_url}/user/alice/api/contents/owner.txt?content=1"
+        assert json.loads(fetch(url, host=f"alice.hub.test:{ports + 10}").body)["content"] == "alice"
+        for host in (f"bob.hub.test:{ports + 10}", f"hub.test:{ports + 10}"):
+            answer = fetch(url, host=host)
+            assert answer.status == 302
+            assert answer.headers["Location"].startswith(f"http://hub.test:{ports + 10}/hub/")
+        hub.stop()
 
     def test_a_hub_that_left_holdfast_running_goes_on_with_it(self, hub):
         with hub.config_path.open("a") as config:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import time
 
 import pytest
 from hub import fetch
@@ -250,6 +251,45 @@ async def test_no_write_fails_while_replicas_are_killed_one_after_the_other(make
     assert set(await proxy.get_all_routes()) == set(written)
 
 
+async def test_a_leader_that_hangs_delays_a_write_and_fails_none(make_proxy, cluster):
+    proxy = make_proxy()
+    await proxy.add_route("/before/", TARGET, {})
+    leader = await leader_of(cluster)
+    pid = cluster.child_pid(leader)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        await proxy.add_route("/while/", TARGET, {})
+        assert set(await proxy.get_all_routes()) == {"/before/", "/while/"}
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    await all_ready(cluster)
+
+
+async def test_a_proxy_that_hangs_delays_a_write_by_the_wait_and_is_named(make_proxy, cluster, caplog):
+    proxy = make_proxy()
+    pid = cluster.child_pid("p1")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        await proxy.add_route("/a/", TARGET, {})
+        assert 0.9 < time.monotonic() - began < 3.0
+        assert "1 of 2 proxies do not serve that yet: p1" in caplog.text
+        assert (await asyncio.to_thread(fetch, f"{cluster.public_urls[0]}/a/")).status == 503
+        proxy.wait_for_proxies = 0
+        began = time.monotonic()
+        await proxy.add_route("/b/", TARGET, {})
+        assert time.monotonic() - began < 0.9
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    # Nothing was lost for it.
+    proxy.wait_for_proxies = 10
+    caplog.clear()
+    await proxy.add_route("/c/", TARGET, {})
+    assert "do not serve" not in caplog.text
+    for spec in ("/a/", "/b/", "/c/"):
+        assert (await asyncio.to_thread(fetch, f"{cluster.public_urls[1]}{spec}")).status == 503
+
+
 async def test_without_a_cluster_reads_and_writes_raise(make_proxy, cluster):
     proxy = make_proxy(timeout=1.0, endpoints=[f"127.0.0.1:{free_port()}"])
     for call in (proxy.get_all_routes, lambda: proxy.get_route("/"), lambda: proxy.delete_route("/a/")):
@@ -300,6 +340,16 @@ async def all_ready(cluster):
         while not (await replica.status()).ready:
             await asyncio.sleep(0.05)
         await replica.close()
+
+
+async def leader_of(cluster):
+    """The leader's name. The first answer of some replica decides."""
+    replica = RouteClient(cluster.endpoints)
+    async with within(30):
+        while not (status := await replica.status()).leader_id:
+            await asyncio.sleep(0.05)
+    await replica.close()
+    return next(member.name for member in status.members if member.node_id == status.leader_id)
 
 
 class within:

@@ -69,6 +69,11 @@ pub fn table(header: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> anyhow
     line(&table.trim_fmt())
 }
 
+/// `1 route`, `2 routes`.
+pub fn counted(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
 /// Says something on standard error. If that is closed, nobody is left to be told.
 pub fn complain(text: &str) {
     let _ = writeln!(stderr().lock(), "{text}");

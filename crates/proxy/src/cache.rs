@@ -147,7 +147,8 @@ impl Cache {
                 pause = (started.elapsed() * PAUSE_FACTOR).clamp(PAUSE_MIN, PAUSE_MAX);
             }
             let failed = newest > self.current;
-            if stop.is_cancelled() {
+            // The table may have changed again while a copy was written.
+            if stop.is_cancelled() && (failed || *position.borrow() <= self.current) {
                 return;
             }
             tokio::select! {

@@ -54,8 +54,10 @@ impl Context {
     /// `not-ready`: this replica belongs to no cluster yet.
     pub fn member(&self) -> Result<Consensus, Status> {
         self.consensus.borrow().clone().ok_or_else(|| {
-            let waiting_for = self.introduction.waiting_for.borrow().clone();
-            Reason::NotReady.status(format!("this replica is in no cluster yet; it waits for {waiting_for}"))
+            match self.introduction.waiting_for.borrow().as_str() {
+                "" => Reason::NotReady.status("this replica is starting; ask another one, or again"),
+                reason => Reason::NotReady.status(format!("this replica is in no cluster yet; it waits for {reason}")),
+            }
         })
     }
 

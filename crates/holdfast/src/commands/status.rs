@@ -181,18 +181,14 @@ fn show(reports: &[Report], judgement: &Judgement) -> anyhow::Result<()> {
     let summary = match &judgement.verdict {
         Verdict::Healthy => format!(
             "healthy: {} and {} at revision {}",
-            counted(reports.len(), "replica", "replicas"),
-            counted(proxies.len(), "proxy", "proxies"),
+            output::counted(reports.len(), "replica", "replicas"),
+            output::counted(proxies.len(), "proxy", "proxies"),
             judgement.goal.1
         ),
         Verdict::Degraded => format!("degraded: {}", judgement.reasons.join("; ")),
         Verdict::NoQuorum => format!("no quorum: {}", judgement.reasons.join("; ")),
     };
     output::line(&summary)
-}
-
-fn counted(count: usize, one: &str, many: &str) -> String {
-    format!("{count} {}", if count == 1 { one } else { many })
 }
 
 fn role(role: Role) -> &'static str {

@@ -7,7 +7,7 @@ fn command() -> Command {
     let role = Command::new("role")
         .arg(setting("config").value_parser(clap::value_parser!(PathBuf)))
         .arg(setting("port").default_value("1"))
-        .arg(setting("log-level"))
+        .arg(Arg::new("log_level").long("log-level"))
         .arg(Arg::new("data_dir").long("data-dir"))
         // Set for every process, and a test cannot set one itself.
         .arg(setting("path").env("PATH"));
@@ -91,7 +91,7 @@ fn every_mistake_is_reported_at_once_under_the_name_by_which_it_was_given() {
     );
     assert!(
         settings
-            .read("log-level", &value(&matches, "log-level").unwrap(), wrong)
+            .read("log-level", &value(&matches, "log_level").unwrap(), wrong)
             .is_none()
     );
     assert!(

@@ -113,6 +113,36 @@ fn the_previous_copy_serves_when_the_newest_is_damaged_and_is_not_overwritten_by
     assert!(same(&read(&path.join(FILE)).unwrap(), &table(3, 7)));
 }
 
+#[tokio::test]
+async fn the_last_copy_has_what_changed_while_the_one_before_was_written() {
+    let directory = TempDir::new().unwrap();
+    let (cache, _) = Cache::open(directory.path()).unwrap();
+    let live = LiveTable::from(table(1, 5));
+    let freshness = Freshness {
+        source: holdfast_client::Source::Stream,
+        connected: true,
+        cluster_id: Some("cluster-1".into()),
+        replica: None,
+        last_contact: None,
+    };
+    let (_sender, freshness) = watch::channel(freshness);
+    let stop = CancellationToken::new();
+    let metrics = SharedMetrics::new(crate::metrics::Metrics::new());
+    // The first poll begins to write the first table; then all this happens at once.
+    let meanwhile = async {
+        live.replace(table(2, 6));
+        stop.cancel();
+    };
+    tokio::join!(
+        biased;
+        cache.keep(live.clone(), freshness, metrics.clone(), stop.clone()),
+        meanwhile
+    );
+    let (_cache, cached) = Cache::open(directory.path()).unwrap();
+    assert!(same(&cached.unwrap(), &table(2, 6)));
+    assert_eq!(metrics.cache_writes.get(), 2);
+}
+
 #[test]
 fn a_copy_is_its_owners_alone() {
     use std::os::unix::fs::PermissionsExt;

@@ -73,11 +73,8 @@ pub fn run(args: ListArgs, mut settings: Settings) -> anyhow::Result<ExitCode> {
                 ]
             });
             output::table(&["routespec", "target", "namespace", "modified"], &[3], rows.collect())?;
-            output::line(&format!(
-                "{} routes at revision {}",
-                listing.routes.len(),
-                listing.revision
-            ))?;
+            let count = output::counted(listing.routes.len(), "route", "routes");
+            output::line(&format!("{count} at revision {}", listing.revision))?;
         }
     }
     Ok(ExitCode::SUCCESS)

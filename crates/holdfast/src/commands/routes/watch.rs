@@ -152,7 +152,10 @@ fn print(event: &Event, format: Format) -> anyhow::Result<()> {
             epoch,
             revision,
             routes,
-        } => output::line(&format!("START {revision} epoch {epoch}, {routes} routes")),
+        } => output::line(&format!(
+            "START {revision} epoch {epoch}, {}",
+            output::counted(*routes, "route", "routes")
+        )),
         Event::Put { revision, route } => output::line(&format!("PUT {revision} {} {}", route.routespec, route.target)),
         Event::Delete { revision, routespec } => output::line(&format!("DELETE {revision} {routespec}")),
     }

@@ -349,7 +349,7 @@ mod tests {
         assert_eq!(flags, ["port", "base-port"]);
         let meeting = Plan {
             proxy_admin_base: 7022,
-            ..plan(3, 2)
+            ..plan(3, 1)
         };
         let [(flag, problem)] = &meeting.problems()[..] else {
             panic!("{:?}", meeting.problems());

@@ -147,6 +147,6 @@ mod tests {
                 .unwrap_err()
                 .contains("503")
         );
-        assert!(answering("nonsense").await.is_err());
+        assert!(answering("nonsense, all of it").await.is_err());
     }
 }
