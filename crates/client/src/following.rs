@@ -152,6 +152,8 @@ impl Following {
     pub(crate) fn take(&mut self, frame: Frame) -> Result<Step, Breach> {
         match (std::mem::replace(&mut self.stream, Stream::Ended), frame) {
             (Stream::Opening, Frame::Hello(hello)) => self.hello(hello),
+            // So much has changed at once that a snapshot is smaller than a delta.
+            (Stream::Live, Frame::Hello(hello)) if hello.mode() == hello::Mode::Snapshot => self.hello(hello),
             (Stream::Snapshot(arriving), Frame::SnapshotChunk(chunk)) => self.chunk(arriving, &chunk),
             (Stream::Live, Frame::Delta(delta)) => {
                 let step = self.delta(&Delta::try_from(&delta)?)?;

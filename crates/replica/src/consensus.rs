@@ -287,24 +287,13 @@ impl Consensus {
         failed.map_or_else(|| "stopped".into(), |metrics| format!("{:?}", metrics.running_state))
     }
 
-    /// Moves the leadership to the voter that is furthest, if this replica has it, and waits a little for that.
+    /// Moves the leadership to the voter that is furthest and answers, if this replica has it, and waits a little for that.
     pub async fn step_down(&self) {
         const PATIENCE: Duration = Duration::from_secs(1);
-        let me = self.identity.node_id;
-        let target = {
-            let metrics = self.metrics();
-            let voters: Vec<u64> = metrics.membership_config.voter_ids().collect();
-            let replication = metrics
-                .replication
-                .as_ref()
-                .filter(|_| metrics.state == ServerState::Leader);
-            let matched = replication
-                .into_iter()
-                .flatten()
-                .filter(|(id, _)| **id != me && voters.contains(id));
-            matched.max_by_key(|(_, log_id)| **log_id).map(|(id, _)| *id)
+        let Some(target) = successor(&self.metrics()) else {
+            return;
         };
-        let Some(target) = target else { return };
+        let me = self.identity.node_id;
         if self.raft.trigger().transfer_leader(target).await.is_ok() {
             let moved = self.metrics_when(|metrics| metrics.current_leader.is_some_and(|leader| leader != me));
             match tokio::time::timeout(PATIENCE, moved).await {
@@ -320,6 +309,22 @@ impl Consensus {
             tracing::error!(%error, "consensus did not stop cleanly");
         }
     }
+}
+
+/// Who should lead after this leader; `None` if it does not lead, or nobody answers it any more.
+fn successor(metrics: &RaftMetrics<TypeConfig>) -> Option<u64> {
+    const ANSWERS: Duration = Duration::from_millis(500);
+    if metrics.state != ServerState::Leader {
+        return None;
+    }
+    let (replication, heartbeat) = (metrics.replication.as_ref()?, metrics.heartbeat.as_ref()?);
+    let answers = |id: &u64| {
+        let acked = heartbeat.get(id).and_then(Option::as_ref);
+        acked.is_some_and(|acked| acked.elapsed() < ANSWERS)
+    };
+    let voters = metrics.membership_config.voter_ids();
+    let others = voters.filter(|id| *id != metrics.id && answers(id));
+    others.max_by_key(|id| replication.get(id).copied().flatten())
 }
 
 fn config(cluster: &ClusterConfig, cluster_id: &str) -> Config {

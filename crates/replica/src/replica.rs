@@ -49,21 +49,6 @@ pub enum BuildError {
     /// The data directory.
     #[error(transparent)]
     Open(#[from] OpenError),
-    /// The replicas that answer are another cluster.
-    #[error(
-        "data-dir {data_dir:?}: belongs to cluster {cluster_id}, but {peer} is in cluster {other}; \
-         give this replica the directory or the --peers of its own cluster"
-    )]
-    OtherCluster {
-        /// The directory.
-        data_dir: std::path::PathBuf,
-        /// Its cluster.
-        cluster_id: String,
-        /// Who says otherwise.
-        peer: String,
-        /// The cluster there.
-        other: String,
-    },
     /// A port in use, or an address of another machine.
     #[error("{field} {address}: cannot be listened on; is another process using it?")]
     Listen {
@@ -96,6 +81,21 @@ pub enum RunError {
     /// Joining failed.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// The replicas that answer are another cluster.
+    #[error(
+        "data-dir {data_dir:?}: belongs to cluster {cluster_id}, but {peer} is in cluster {other}; \
+         give this replica the directory or the --peers of its own cluster"
+    )]
+    OtherCluster {
+        /// The directory.
+        data_dir: std::path::PathBuf,
+        /// Its cluster.
+        cluster_id: String,
+        /// Who says otherwise.
+        peer: String,
+        /// The cluster there.
+        other: String,
+    },
     /// The consensus did not start, or stopped.
     #[error("consensus stopped: {0}")]
     Consensus(String),
@@ -134,16 +134,6 @@ impl ReplicaConfig {
         };
         let store = Store::open(&self.data_dir)?;
         let identity = store.identity(&self.name)?;
-        if is_member(&identity)
-            && let Some((other, cluster_id)) = bootstrap::foreign_cluster(&self, &identity).await
-        {
-            return Err(BuildError::OtherCluster {
-                data_dir: self.data_dir.clone(),
-                cluster_id: identity.cluster_id,
-                peer: format!("{} at {}", other.name, other.address),
-                other: cluster_id,
-            });
-        }
         let (machine, published) = StateMachine::open(store.clone())?;
         let failed = |source| BuildError::Log {
             data_dir: self.data_dir.clone(),
@@ -223,6 +213,7 @@ impl Replica {
         };
         let ended = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
+            error = misplaced(&config, &context) => Err(error),
             Err(error) = started => Err(error),
             Some(ended) = tasks.join_next() => Err(early(ended)),
             Some(ended) = peers.join_next() => Err(early(ended)),
@@ -232,6 +223,22 @@ impl Replica {
         peers.shutdown().await;
         ended
     }
+}
+
+/// Returns if this replica's directory turns out to be another cluster's. Until then peers refuse whatever it says.
+async fn misplaced(config: &ReplicaConfig, context: &Context) -> RunError {
+    let identity = context.introduction.identity.borrow().clone();
+    if is_member(&identity)
+        && let Some((peer, other)) = bootstrap::foreign_cluster(config, &identity).await
+    {
+        return RunError::OtherCluster {
+            data_dir: config.data_dir.clone(),
+            cluster_id: identity.cluster_id,
+            peer: format!("{} at {}", peer.name, peer.address),
+            other,
+        };
+    }
+    std::future::pending().await
 }
 
 fn early(ended: Result<Result<(), RunError>, tokio::task::JoinError>) -> RunError {

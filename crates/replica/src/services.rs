@@ -53,12 +53,13 @@ impl Context {
     /// # Errors
     /// `not-ready`: this replica belongs to no cluster yet.
     pub fn member(&self) -> Result<Consensus, Status> {
-        self.consensus.borrow().clone().ok_or_else(|| {
-            match self.introduction.waiting_for.borrow().as_str() {
+        self.consensus
+            .borrow()
+            .clone()
+            .ok_or_else(|| match self.introduction.waiting_for.borrow().as_str() {
                 "" => Reason::NotReady.status("this replica is starting; ask another one, or again"),
                 reason => Reason::NotReady.status(format!("this replica is in no cluster yet; it waits for {reason}")),
-            }
-        })
+            })
     }
 
     /// The consensus of a member that has caught up.

@@ -200,6 +200,19 @@ fn a_committed_deletion_of_everything_is_taken_and_an_unexplained_one_is_not() {
 }
 
 #[test]
+fn a_snapshot_in_the_middle_of_a_stream_is_taken_unless_it_is_older() {
+    let mut following = holding(table(1, 3));
+    following.take(hello_frame(Mode::Resume, CLUSTER, 1, 3)).unwrap();
+    following.take(delta(3, 4)).unwrap();
+    take_all(&mut following, snapshot(CLUSTER, &table(1, 9))).unwrap();
+    assert_eq!(position(&following), at(&table(1, 9)));
+    following.take(delta(9, 10)).unwrap();
+    let older = take_all(&mut following, snapshot(CLUSTER, &table(1, 8)));
+    assert!(matches!(older, Err(Breach::Older { .. })), "{older:?}");
+    assert_eq!(position(&following), at(&table(1, 10)));
+}
+
+#[test]
 fn frames_out_of_place_are_refused() {
     let bookmark = bookmark(Revision(3), table(1, 3).digest());
     let resume = hello_frame(Mode::Resume, CLUSTER, 1, 3);

@@ -248,18 +248,19 @@ async fn found(peer: &PeerAddress, founding: &Identity, store_uuid: &str) -> Res
     }
 }
 
-/// A peer that answers from another cluster, if every peer that answers within a moment does: then this data directory
-/// is in the wrong place.
+/// A peer that answers from another cluster, if every peer that answers does: then this data directory is in the wrong
+/// place.
 pub async fn foreign_cluster(config: &ReplicaConfig, identity: &Identity) -> Option<(PeerAddress, String)> {
     let others = config.cluster.peers.iter().filter(|peer| peer.name != config.name);
-    let mut foreign = None;
-    for peer in others {
-        match identify(peer).await {
-            Ok(answer) if answer.cluster_id.is_empty() => {}
-            Ok(answer) if answer.cluster_id == identity.cluster_id => return None,
-            Ok(answer) => foreign = Some((peer.clone(), answer.cluster_id)),
-            Err(_) => {}
-        }
+    let answers = others.map(async |peer| Some((peer.clone(), identify(peer).await.ok()?.cluster_id)));
+    let answers = futures_util::future::join_all(answers).await;
+    let members: Vec<_> = answers
+        .into_iter()
+        .flatten()
+        .filter(|(_, cluster_id)| !cluster_id.is_empty())
+        .collect();
+    match members.iter().any(|(_, cluster_id)| *cluster_id == identity.cluster_id) {
+        true => None,
+        false => members.into_iter().next(),
     }
-    foreign
 }

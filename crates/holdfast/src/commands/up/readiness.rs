@@ -17,8 +17,8 @@ const STEP: Duration = Duration::from_millis(100);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often to say what is waited for.
 const PROGRESS: Duration = Duration::from_secs(3);
-/// How long a replica that the others can do without holds things up.
-const LAST_REPLICA: Duration = Duration::from_secs(5);
+/// How long those that the others can do without hold things up.
+const LAST_ONES: Duration = Duration::from_secs(5);
 /// So many failed starts in a row are not bad luck.
 const FAILURES_MAX: u32 = 3;
 /// No route begins with this, so that the answer is short however many routes there are.
@@ -26,7 +26,8 @@ const NO_ROUTE: &str = "//";
 
 /// Returns when the API answers a linearizable read and every public port is healthy.
 ///
-/// Then waits a little for the last replicas, and only warns about one that does not come: the others serve.
+/// Then waits a little for the last replicas and for the proxies to follow, and only warns about one that does not come:
+/// the others serve.
 ///
 /// # Errors
 /// What has to run keeps failing, or says that its settings are wrong.
@@ -40,13 +41,13 @@ pub(super) async fn wait(plan: &Plan, states: Option<watch::Receiver<States>>) -
         }
         let missing = missing(plan, &reader).await;
         let late = match missing.is_empty() {
-            true => late_replicas(&reader).await,
+            true => late(plan, &reader).await,
             false => Vec::new(),
         };
         match (missing.is_empty(), late.is_empty()) {
             (true, true) => return Ok(()),
-            (true, false) if serving_since.get_or_insert_with(Instant::now).elapsed() >= LAST_REPLICA => {
-                tracing::warn!("up without all replicas: {}", late.join("; "));
+            (true, false) if serving_since.get_or_insert_with(Instant::now).elapsed() >= LAST_ONES => {
+                tracing::warn!("up, but not complete: {}", late.join("; "));
                 return Ok(());
             }
             _ => {}
@@ -92,15 +93,33 @@ async fn missing(plan: &Plan, reader: &RouteReader) -> Vec<String> {
     missing
 }
 
-async fn late_replicas(reader: &RouteReader) -> Vec<String> {
-    let statuses = reader.statuses().await;
-    let late = statuses.into_iter().filter_map(|(endpoint, answer)| match answer {
-        Ok(status) if status.ready => None,
-        Ok(status) if status.waiting_for.is_empty() => Some(format!("{} is catching up", status.name)),
-        Ok(status) => Some(format!("{} waits for {}", status.name, status.waiting_for)),
-        Err(error) => Some(format!("{endpoint}: {error}")),
-    });
-    late.collect()
+/// Replicas that do not serve yet, and proxies that follow none: until it follows, no write waits for a proxy.
+async fn late(plan: &Plan, reader: &RouteReader) -> Vec<String> {
+    let mut late = Vec::new();
+    let mut following = Vec::new();
+    for (endpoint, answer) in reader.statuses().await {
+        match answer {
+            Ok(status) => {
+                let acknowledged = status
+                    .subscribers
+                    .into_iter()
+                    .filter(|subscriber| !subscriber.digest.is_empty());
+                following.extend(acknowledged.map(|subscriber| subscriber.name));
+                match (status.ready, status.waiting_for.as_str()) {
+                    (true, _) => {}
+                    (false, "") => late.push(format!("{} is catching up", status.name)),
+                    (false, reason) => late.push(format!("{} waits for {reason}", status.name)),
+                }
+            }
+            Err(error) => late.push(format!("{endpoint}: {error}")),
+        }
+    }
+    let strays = plan
+        .proxy_addresses()
+        .into_iter()
+        .filter(|(name, _)| !following.contains(name));
+    late.extend(strays.map(|(name, _)| format!("{name} does not follow a replica yet")));
+    late
 }
 
 /// Whether a proxy says on its public port that it can serve.
