@@ -58,6 +58,7 @@ check_system_packages() {
         fail "missing, by the names of their Debian packages: ${packages[*]}" \
             "on Debian or Ubuntu: sudo apt-get install ${packages[*]}"
     fi
+    command -v c++ >/dev/null || fail "a C++ compiler is still not found as 'c++'."
     has_python || fail "Python 3.10 or newer with venv is needed, but 'python3' is $(python3 --version 2>&1)."
     has_libclang || fail "libclang is still not found; set LIBCLANG_PATH to the folder that holds it."
 }

@@ -1,1 +1,8 @@
+//! Starts real clusters and attacks them: what the integration tests and the demo `incident` share.
 
+pub mod echo;
+pub mod fixture;
+pub mod http;
+pub mod prober;
+pub mod websocket;
+pub mod writes;

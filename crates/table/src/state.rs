@@ -114,14 +114,29 @@ impl State {
         if let Some((id, sequence)) = &command.session {
             match self.sessions.admit(id, *sequence) {
                 Admission::New => {}
-                Admission::Replay(result) => return Outcome { result, delta: None, forgotten },
-                Admission::Refuse(rejection) => return Outcome { result: Err(rejection), delta: None, forgotten },
+                Admission::Replay(result) => {
+                    return Outcome {
+                        result,
+                        delta: None,
+                        forgotten,
+                    };
+                }
+                Admission::Refuse(rejection) => {
+                    return Outcome {
+                        result: Err(rejection),
+                        delta: None,
+                        forgotten,
+                    };
+                }
             }
         }
         let before = self.table.clone();
         let applied = self.table.apply(&command.batch);
         let result = match &applied {
-            Ok(delta) => Ok(Written { revision: delta.to, changed: !delta.is_empty() }),
+            Ok(delta) => Ok(Written {
+                revision: delta.to,
+                changed: !delta.is_empty(),
+            }),
             Err(rejection) => Err(rejection.clone()),
         };
         let delta = applied.ok().filter(|delta| !delta.is_empty());
@@ -129,10 +144,18 @@ impl State {
             forgotten.tombstones = self.history.record(&before, delta);
         }
         if let Some((id, sequence)) = command.session {
-            let session = Session { sequence, last_used_index: index, outcome: result.clone() };
+            let session = Session {
+                sequence,
+                last_used_index: index,
+                outcome: result.clone(),
+            };
             forgotten.sessions = self.sessions.record(id, session);
         }
-        Outcome { result, delta, forgotten }
+        Outcome {
+            result,
+            delta,
+            forgotten,
+        }
     }
 
     /// The answer to a command that needs no log entry, because it would change nothing and its writer is known.

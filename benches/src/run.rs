@@ -1,0 +1,145 @@
+//! One run of a benchmark: its flags, and its output, which says where it came from.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use holdfast_tests::fixture::holdfast;
+
+/// A run under way. Everything said is printed at once and kept for the file.
+pub struct Run {
+    name: &'static str,
+    began: Instant,
+    is_quick: bool,
+    is_saved: bool,
+    output: String,
+}
+
+impl Run {
+    /// Reads the flags, and says what runs on which machine.
+    ///
+    /// `--quick`: a few seconds, to see that everything works; the figures mean nothing. `--save`: the output also goes
+    /// to `benches/runs/<date>-<name>.txt`.
+    ///
+    /// # Errors
+    /// Another flag, or no binary to measure.
+    pub fn start(name: &'static str, question: &str) -> Result<Self> {
+        let mut run = Run {
+            name,
+            began: Instant::now(),
+            is_quick: false,
+            is_saved: false,
+            output: String::new(),
+        };
+        for argument in std::env::args().skip(1) {
+            match argument.as_str() {
+                "--quick" => run.is_quick = true,
+                "--save" => run.is_saved = true,
+                other => bail!("{other:?} is no flag of mine: --quick, --save"),
+            }
+        }
+        let binary = holdfast()?;
+        let profile = |is_optimised| if is_optimised { "release" } else { "development" };
+        run.say(format!("{name}: {question}"));
+        run.say(format!("command   {}", std::env::args().collect::<Vec<_>>().join(" ")));
+        run.say(format!("date      {} UTC", told_by("date", &["-u", "+%F %T"])));
+        run.say(format!(
+            "version   {}, commit {}",
+            told_by(&binary.to_string_lossy(), &["--version"]),
+            told_by("git", &["describe", "--always", "--dirty"])
+        ));
+        let is_release = binary.components().any(|part| part.as_os_str() == "release");
+        run.say(format!(
+            "profile   {} (Holdfast), {} (this program)",
+            profile(is_release),
+            profile(!cfg!(debug_assertions))
+        ));
+        run.say(format!("machine   {}", machine()));
+        run.say(format!(
+            "load      {} (1, 5, 15 minutes, before the start)",
+            first_words("/proc/loadavg", 3)
+        ));
+        if run.is_quick {
+            run.say("quick     these figures mean nothing");
+        }
+        Ok(run)
+    }
+
+    /// True if it should only be shown that everything works.
+    pub fn is_quick(&self) -> bool {
+        self.is_quick
+    }
+
+    /// How long to measure what `full` is enough for.
+    pub fn time(&self, full: Duration) -> Duration {
+        if self.is_quick { full / 10 } else { full }
+    }
+
+    /// How often to do what is done `full` times.
+    pub fn times(&self, full: usize) -> usize {
+        if self.is_quick { full.div_ceil(10) } else { full }
+    }
+
+    /// Prints a line and keeps it.
+    pub fn say(&mut self, line: impl AsRef<str>) {
+        println!("{}", line.as_ref());
+        self.output += line.as_ref();
+        self.output.push('\n');
+    }
+
+    /// Ends the run.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn finish(mut self) -> Result<()> {
+        self.say(format!("\ntook {:.0} s", self.began.elapsed().as_secs_f64()));
+        if self.is_saved {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("runs");
+            fs::create_dir_all(&folder)?;
+            let file: PathBuf = folder.join(format!("{}-{}.txt", told_by("date", &["-u", "+%F"]), self.name));
+            fs::write(&file, &self.output).with_context(|| file.display().to_string())?;
+            println!("saved as {}", file.display());
+        }
+        Ok(())
+    }
+}
+
+fn machine() -> String {
+    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpus
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .unwrap_or("of unknown model");
+    let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let memory_kb: u64 = memory
+        .split_whitespace()
+        .nth(1)
+        .and_then(|kilobytes| kilobytes.parse().ok())
+        .unwrap_or_default();
+    format!(
+        "{} CPUs, {}; {} GiB; {}",
+        std::thread::available_parallelism().map_or(0, usize::from),
+        model.trim_start_matches([' ', '\t', ':']),
+        memory_kb / (1024 * 1024),
+        told_by("uname", &["-sr"])
+    )
+}
+
+fn first_words(file: &str, count: usize) -> String {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    text.split_whitespace().take(count).collect::<Vec<_>>().join(" ")
+}
+
+/// What a command prints; `?` if it is not there.
+fn told_by(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program)
+        .args(arguments)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output();
+    match output {
+        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+        _ => "?".to_owned(),
+    }
+}

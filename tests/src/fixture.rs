@@ -1,0 +1,11 @@
+//! Real processes of the `holdfast` binary, on ports and in directories of their own, gone when the test ends.
+
+pub mod cluster;
+pub mod ports;
+pub mod process;
+pub mod wait;
+
+pub use cluster::{Cluster, Proxy, Replica};
+pub use ports::free_port;
+pub use process::{Finished, Process, holdfast, run};
+pub use wait::{stays, until};

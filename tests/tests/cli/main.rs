@@ -1,0 +1,15 @@
+//! The commands, as an operator runs them.
+
+mod completion;
+mod routes;
+mod status;
+mod watch;
+
+use anyhow::Result;
+use holdfast_tests::fixture::{Cluster, Finished, run};
+
+/// Runs a command against the cluster.
+async fn ask(cluster: &Cluster, arguments: &[&str]) -> Result<Finished> {
+    let endpoints = cluster.endpoints().join(",");
+    run(arguments.iter().copied().chain(["--endpoints", &endpoints])).await
+}

@@ -1,0 +1,4 @@
+//! Replicas are killed, wiped and kept from each other.
+
+mod formation;
+mod restarts;

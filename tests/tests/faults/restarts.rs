@@ -1,0 +1,126 @@
+//! What was acknowledged is there after any number of crashes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use holdfast_tests::fixture::cluster::SOON;
+use holdfast_tests::fixture::{Cluster, until};
+use holdfast_tests::writes::{WriteLoad, WriteLoadOptions, check};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+const KILLS: usize = 30;
+const WRITES_BETWEEN_KILLS: u64 = 20;
+
+/// To replay a run: `HOLDFAST_SEED=<the seed that it printed>`.
+fn seed() -> u64 {
+    let given = std::env::var("HOLDFAST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = given.unwrap_or_else(rand::random);
+    eprintln!("HOLDFAST_SEED={seed}");
+    seed
+}
+
+#[tokio::test]
+async fn p3_every_acknowledged_route_survives_30_kills_of_random_replicas() -> Result<()> {
+    let mut random = SmallRng::seed_from_u64(seed());
+    let mut cluster = Cluster::start(3).await?;
+    let writer = Arc::new(cluster.writer("default", Duration::ZERO)?);
+    let options = WriteLoadOptions {
+        writers: 4,
+        pause: Duration::from_millis(1),
+        routes_each: 500,
+    };
+    let load = WriteLoad::start(&writer, "default", options);
+    for kill in 1..=KILLS {
+        let enough = load.acknowledged() + WRITES_BETWEEN_KILLS;
+        until(format!("writes go on before kill {kill}"), SOON, async || {
+            let acknowledged = load.acknowledged();
+            if acknowledged >= enough {
+                Ok(())
+            } else {
+                Err(acknowledged)
+            }
+        })
+        .await?;
+        let victim = random.random_range(0..cluster.replicas.len());
+        let before = load.fates();
+        cluster.replicas[victim].process.kill();
+        // Half of the time the other two have to go on alone for a while.
+        let is_missed: bool = random.random();
+        if !is_missed {
+            cluster.replicas[victim].process.start()?;
+        }
+        let found = cluster.routes("default").await?;
+        check(&before, &load.fates(), &found)?;
+        if is_missed {
+            cluster.replicas[victim].process.start()?;
+        }
+    }
+    let failed = load.failed();
+    let acknowledged = load.stop().await;
+    cluster.ready().await?;
+    check(&acknowledged, &acknowledged, &cluster.routes("default").await?)?;
+    ensure!(
+        failed == 0,
+        "{failed} writes were given up, though a quorum was never away for long"
+    );
+    cluster.finish().await
+}
+
+#[tokio::test]
+async fn p3_every_route_is_there_after_all_replicas_were_killed_at_once() -> Result<()> {
+    let mut cluster = Cluster::start(3).await?;
+    let writer = Arc::new(cluster.writer("default", Duration::ZERO)?);
+    let options = WriteLoadOptions {
+        writers: 4,
+        pause: Duration::ZERO,
+        routes_each: 1000,
+    };
+    for _ in 0..3 {
+        let load = WriteLoad::start(&writer, "default", options);
+        until("200 writes are acknowledged", SOON, async || {
+            let acknowledged = load.acknowledged();
+            if acknowledged >= 200 { Ok(()) } else { Err(acknowledged) }
+        })
+        .await?;
+        let before = load.fates();
+        for replica in &mut cluster.replicas {
+            replica.process.kill();
+        }
+        for replica in &mut cluster.replicas {
+            replica.process.start()?;
+        }
+        cluster.ready().await?;
+        let found = cluster.routes("default").await?;
+        check(&before, &load.fates(), &found)?;
+        load.stop().await;
+    }
+    cluster.finish().await
+}
+
+#[tokio::test]
+async fn p3_a_cluster_that_was_stopped_in_order_comes_back_with_its_table() -> Result<()> {
+    let mut cluster = Cluster::start(3).await?;
+    let writer = cluster.writer("default", Duration::ZERO)?;
+    for number in 0..50 {
+        let spec = format!("/user/u{number}/");
+        let data = format!(r#"{{"user":"u{number}","n":1.50}}"#);
+        writer
+            .put(holdfast_table::Route::parse(&spec, "http://10.0.0.1:8888", &data, "")?)
+            .await?;
+    }
+    let before = cluster.agree().await?;
+    let routes = cluster.routes("default").await?;
+    for replica in &mut cluster.replicas {
+        let status = replica.process.terminate(SOON).await?;
+        ensure!(status.success(), "{}: {status}", replica.process.name());
+    }
+    for replica in &mut cluster.replicas {
+        replica.process.start()?;
+    }
+    cluster.ready().await?;
+    assert_eq!(cluster.agree().await?, before);
+    assert_eq!(cluster.routes("default").await?, routes);
+    cluster.finish().await
+}

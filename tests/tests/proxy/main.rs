@@ -1,0 +1,6 @@
+//! What users of a proxy notice, and what they must not.
+
+mod cache;
+mod faults;
+mod freshness;
+mod prober;
