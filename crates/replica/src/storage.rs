@@ -70,8 +70,7 @@ pub enum OpenError {
     },
     /// Damage is never served and never repaired by guessing.
     #[error(
-        "data-dir {path:?}: is damaged ({problem}); if the other replicas are healthy, move it away and start with an \
-         empty one; else keep it and see docs/operating.md"
+        "data-dir {path:?}: is damaged ({problem}); nothing was changed; keep it, and see docs/operating.md for what to do"
     )]
     Damaged {
         /// The directory.
