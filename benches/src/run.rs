@@ -43,7 +43,7 @@ impl Run {
         let binary = holdfast()?;
         let profile = |is_optimised| if is_optimised { "release" } else { "development" };
         run.say(format!("{name}: {question}"));
-        run.say(format!("command   {}", std::env::args().collect::<Vec<_>>().join(" ")));
+        run.say(format!("command   {}", command()));
         run.say(format!("date      {} UTC", told_by("date", &["-u", "+%F %T"])));
         run.say(format!(
             "version   {}, commit {}",
@@ -130,6 +130,15 @@ fn machine() -> String {
 fn first_words(file: &str, count: usize) -> String {
     let text = fs::read_to_string(file).unwrap_or_default();
     text.split_whitespace().take(count).collect::<Vec<_>>().join(" ")
+}
+
+/// This program's name and arguments, without the folder that it happens to be in.
+fn command() -> String {
+    let mut words: Vec<String> = std::env::args().collect();
+    if let Some(name) = words.first().and_then(|path| std::path::Path::new(path).file_name()) {
+        words[0] = name.to_string_lossy().into_owned();
+    }
+    words.join(" ")
 }
 
 /// What a command prints; `?` if it is not there.
