@@ -38,8 +38,8 @@ const LOCK: &str = "proxy.lock";
 const BLOCK_BYTES: usize = 256 * 1024;
 /// No block is longer, compressed or not: one more route than the above, and room to spare.
 const BLOCK_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// The least time between two copies.
-const PAUSE_MIN: Duration = Duration::from_secs(1);
+/// The least time between two copies: what changes meanwhile is what a killed proxy may have to learn again.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// The most time between a change and its copy, but for the time that writing takes.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// A copy of a big table takes longer; so many times its duration passes before the next one.
@@ -122,7 +122,7 @@ impl Cache {
         None
     }
 
-    /// Writes a copy whenever the table has changed, at most once a second, and a last one when `stop` is cancelled.
+    /// Writes a copy whenever the table has changed, at most ten times a second, and a last one when `stop` is cancelled.
     /// A failure is counted, logged and tried again; it ends nothing.
     pub(crate) async fn keep(
         mut self,

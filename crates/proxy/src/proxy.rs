@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_client::{Subscriber, SubscriberConfig};
+use holdfast_client::{Freshness, Subscriber, SubscriberConfig};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +23,8 @@ use crate::targets::Targets;
 
 /// How long connections may take to notice that they are cut, and the other tasks that it is over.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long users wait at a starting proxy that has a copy of the table, for a replica to bring it up to date.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// One proxy, bound and loaded, not yet serving.
 pub struct Proxy {
@@ -178,8 +181,8 @@ impl Proxy {
         if let Some(listener) = admin {
             let router = admin::router(Facts {
                 name: config.name.as_str().into(),
-                table,
-                freshness,
+                table: table.clone(),
+                freshness: freshness.clone(),
                 metrics: metrics.clone(),
                 draining: draining.clone(),
             });
@@ -201,7 +204,13 @@ impl Proxy {
             config.connections_max,
             signals.clone(),
         );
-        doors.spawn(door.run());
+        // A copy may be old: routes may have come since, and addresses may belong to another user's server by now. So
+        // nobody is let in before a replica has brought it up to date, if one does so at once.
+        let confirmed = confirmation(freshness.clone(), table.load().is_some());
+        doors.spawn(async move {
+            confirmed.await;
+            door.run().await;
+        });
         tracing::info!(name = config.name, public = %public_address, "serving");
 
         let failed = tokio::select! {
@@ -237,6 +246,15 @@ impl Proxy {
         }
         tasks.shutdown().await;
         failed.map_or(Ok(()), Err)
+    }
+}
+
+/// Returns when a replica has vouched for the table that a copy held, or has not within [`CONFIRM_TIMEOUT`].
+async fn confirmation(mut freshness: watch::Receiver<Freshness>, has_copy: bool) {
+    if has_copy {
+        let vouched = freshness.wait_for(|freshness| freshness.last_contact.is_some());
+        // Then none can be asked, and an old table is better than none.
+        let _ = tokio::time::timeout(CONFIRM_TIMEOUT, vouched).await;
     }
 }
 

@@ -46,8 +46,8 @@ async fn p1_a_proxy_restarted_with_its_cache_serves_every_route_while_all_replic
     let at = cluster.add_proxy()?;
     cluster.proxies[at].process.start()?;
     cluster.proxies[at].ready().await?;
-    cluster.proxies[at].cached().await?;
     let (revision, digest) = cluster.agree().await?;
+    cluster.proxies[at].cached(revision).await?;
 
     for replica in &mut cluster.replicas {
         replica.process.kill();
@@ -134,6 +134,48 @@ async fn p2_a_proxy_without_a_table_answers_503_and_is_not_ready() -> Result<()>
         health.status == 200 && health.json()? == serde_json::json!({"status": "OK"}),
         "{health:?}"
     );
+    cluster.finish().await
+}
+
+#[tokio::test]
+async fn p4_a_proxy_with_an_old_copy_asks_before_it_serves() -> Result<()> {
+    let echo = Echo::start().await?;
+    let mut cluster = Cluster::start(3).await?;
+    put_all(&cluster, &echo).await?;
+    let at = cluster.add_proxy()?;
+    cluster.proxies[at].process.start()?;
+    cluster.proxies[at].ready().await?;
+    let (revision, _) = cluster.agree().await?;
+    cluster.proxies[at].cached(revision).await?;
+    let writer = cluster.writer("default", Duration::ZERO)?;
+    for round in 0..5 {
+        cluster.proxies[at].process.kill();
+        // Meanwhile a user comes, and another one's server moves away and leaves its address to a third.
+        let (new, moved) = (format!("new-{round}"), format!("moved-to-{round}"));
+        writer.put(echo.route(&new, "")?).await?;
+        writer
+            .put(Route::parse("/user/user-1/", &echo.target(&moved), "{}", "")?)
+            .await?;
+        cluster.proxies[at].process.start()?;
+        let address = cluster.proxies[at].address();
+        let first = until("the first answer", SOON, async || {
+            http::get(&address, "/user/user-1/x").await
+        })
+        .await?;
+        ensure!(
+            first.header(IDENTITY) == moved,
+            "{} by {}",
+            first.status,
+            first.header(IDENTITY)
+        );
+        let first = http::get(&address, &format!("/user/{new}/x")).await?;
+        ensure!(
+            first.header(IDENTITY) == new,
+            "{} by {}",
+            first.status,
+            first.header(IDENTITY)
+        );
+    }
     cluster.finish().await
 }
 

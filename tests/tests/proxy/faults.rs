@@ -34,7 +34,10 @@ impl Scene {
         writer
             .write(Batch::new(Namespace::default(), changes, Vec::new())?)
             .await?;
-        cluster.agree().await?;
+        let (revision, _) = cluster.agree().await?;
+        for proxy in &cluster.proxies {
+            proxy.cached(revision).await?;
+        }
 
         let subjects = names.into_iter().map(|name| Subject {
             path: format!("/user/{name}/x?y=1"),
