@@ -65,7 +65,11 @@ pub struct Replica {
 
 impl Replica {
     pub async fn start(table: Table) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), table)
+    }
+
+    /// Answers from now on, whoever has connected before.
+    pub fn on(listener: TcpListener, table: Table) -> Self {
         let address = listener.local_addr().unwrap();
         let table = watch::Sender::new(table);
         let subscribes = Arc::new(AtomicUsize::new(0));

@@ -8,7 +8,7 @@ use holdfast_client::Endpoints;
 use holdfast_proxy::BuildError;
 use tempfile::TempDir;
 
-use crate::fixture::{CLUSTER, Proxy, Replica, Setup, Target, config, get, table, until};
+use crate::fixture::{CLUSTER, Conversation, Proxy, Replica, Setup, Target, config, get, table, until};
 
 /// P2: a proxy without a table says that it does not know, and never that there is nothing.
 #[tokio::test]
@@ -230,4 +230,23 @@ async fn an_older_table_does_not_replace_the_cached_one() {
     let status = proxy.status().await;
     assert_eq!((&status["revision"], &status["routes"]), (&5.into(), &2.into()));
     assert_eq!(get(proxy.public, "/a/").await.status(), 200);
+}
+
+/// P4: by now the copy's address may be another user's, so a replica that can be asked is asked before anybody is let in.
+#[tokio::test]
+async fn nobody_is_served_from_an_old_copy_while_a_replica_is_about_to_answer() {
+    let (old, new) = (Target::mirror("old").await, Target::mirror("new").await);
+    let setup = Setup::new(&[("/user/a/", &old.url)]).await;
+    setup.proxy.stop().await;
+    setup.replica.stop().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut config = config(setup.directory.path());
+    config.endpoints = Endpoints::parse(&[listener.local_addr().unwrap().to_string()]).unwrap();
+    let proxy = Proxy::start(config).await;
+    let mut user = Conversation::connect(proxy.public).await;
+    user.send("GET /user/a/ HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert_eq!(proxy.status().await["source"], "cache");
+    let _replica = Replica::on(listener, table(2, &[("/user/a/", &new.url)]));
+    let answer = user.answer().await;
+    assert_eq!((answer.status(), answer.header("x-target")), (200, Some("new")));
 }
