@@ -65,8 +65,10 @@ async def test_concurrent_writes_use_a_session_each_and_no_more_than_allowed(sta
     await asyncio.gather(*writes)
     assert replica.most_under_way == 4
     assert len(set(map(identity, replica.calls))) == 12
+    # Which session takes which write is a matter of who finishes first; that none skips or repeats a number is not.
     for session in {request.session for request in replica.calls}:
-        assert [r.sequence for r in replica.calls if r.session == session] == [1, 2, 3]
+        sequences = [request.sequence for request in replica.calls if request.session == session]
+        assert sequences == list(range(1, len(sequences) + 1))
 
 
 @pytest.mark.parametrize(
