@@ -56,15 +56,23 @@ class RouteClient:
     Calls raise `Rejected` when the cluster refused them, and `Unavailable` when no replica answered in time. A
     cancelled write may have been applied, or may yet be.
 
+    `hub` is 16 random bytes that name this hub's process. With it, the first write takes the namespace over: whatever
+    an earlier hub still has under way is refused from then on, and a later hub's take-over ends this one's writes with
+    `Rejected`, reason "fenced".
+
     Usable from several event loops, each of which has connections of its own.
     """
 
-    def __init__(self, endpoints, *, namespace="default", timeout=30.0, concurrency=32, auth_token="", log=None):
+    def __init__(
+        self, endpoints, *, namespace="default", timeout=30.0, concurrency=32, auth_token="", hub=None, log=None
+    ):
         self.endpoints = Endpoints(endpoints)
         self.namespace = namespace
         self.timeout = timeout
         self.auth_token = auth_token
         self.log = log or logging.getLogger(__name__)
+        self._hub = hub
+        self._hub_epoch = None
         self._concurrency = concurrency
         self._loops = WeakKeyDictionary()
 
@@ -134,16 +142,34 @@ class RouteClient:
         async with self._here().session() as session:
 
             async def attempt(channel, seconds, _left):
+                if self._hub is not None and self._hub_epoch is None:
+                    await self._open_hub(channel, seconds)
+                # The same sequence again: an earlier copy may be under way still.
+                request.retry = request.sequence == session.sequence
                 request.session, request.sequence = session.id, session.sequence
+                request.hub_epoch = self._hub_epoch or 0
                 write = routes_pb2_grpc.RoutesStub(channel).Write
                 return await self._unary(write, request, seconds + wait_for_proxies)
 
             def repair(failure):
                 if failure.session_lost:
                     session.renew()
-                return failure.session_lost
+                    # Another session at the same number is no retry.
+                    request.sequence = 0
+                elif failure.hub_unknown:
+                    self._hub_epoch = None
+                    session.renew()
+                    request.sequence = 0
+                return failure.session_lost or failure.hub_unknown
 
             return await self._retry(what, attempt, repair=repair)
+
+    async def _open_hub(self, channel, seconds):
+        request = routes_pb2.OpenHubRequest(namespace=self.namespace, hub=self._hub)
+        opened = await self._unary(routes_pb2_grpc.RoutesStub(channel).OpenHub, request, seconds)
+        if self._hub_epoch is None:
+            self.log.info("this hub writes the routes of namespace %s from now on", self.namespace)
+        self._hub_epoch = opened.hub_epoch
 
     async def _retry(self, what, attempt, *, timeout=None, repair=lambda failure: False):
         """Tries `attempt(channel, seconds, seconds_left_in_all)` at one endpoint after the other until it succeeds.
@@ -177,7 +203,7 @@ class RouteClient:
             if repair(failure) and repairs < 2:
                 repairs += 1
                 continue
-            if not failure.transient and not failure.session_lost:
+            if not failure.transient and not failure.session_lost and not failure.hub_unknown:
                 self.endpoints.answered(address)
                 raise Rejected(what, failure)
             tried.add(address)

@@ -31,7 +31,7 @@ class HoldfastError(Exception):
 class Rejected(HoldfastError):
     """The cluster understood the call and refused it. Nothing changed; the same call will be refused again.
 
-    `reason` is the word from `proto/routes.proto` ("invalid", "namespace", ...), or the gRPC status in its absence.
+    `reason` is the word from `proto/routes.proto` ("invalid", "namespace", "fenced", ...), or the gRPC status in its absence.
     """
 
     def __init__(self, what, failure):
@@ -81,6 +81,11 @@ class Failure:
     @property
     def session_lost(self):
         return self.reason in SESSION_LOST
+
+    @property
+    def hub_unknown(self):
+        """The cluster was restored from a time before this hub opened its namespace."""
+        return self.reason == "hub-unknown"
 
     @property
     def overloaded(self):

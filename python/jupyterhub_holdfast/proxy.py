@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import secrets
 import socket
 import time
 from urllib.parse import urlsplit
@@ -229,6 +230,8 @@ class HoldfastProxy(Proxy):
             timeout=self.timeout,
             concurrency=self.concurrency,
             auth_token=self.auth_token,
+            # Of this process: what the one before it had still under way is refused once this one writes.
+            hub=secrets.token_bytes(16),
             log=self.log,
         )
         self._process = None

@@ -21,6 +21,8 @@ NO_LEADER = Refusal(grpc.StatusCode.UNAVAILABLE, "no leader", "no-leader")
 UNKNOWN = Refusal(grpc.StatusCode.UNAVAILABLE, "perhaps written", "unknown")
 OVERLOADED = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many writes", "overloaded")
 SESSION_EXPIRED = Refusal(grpc.StatusCode.FAILED_PRECONDITION, "no such session", "session-expired")
+FENCED = Refusal(grpc.StatusCode.FAILED_PRECONDITION, "a newer hub has taken over", "fenced")
+HUB_UNKNOWN = Refusal(grpc.StatusCode.FAILED_PRECONDITION, "never given here", "hub-unknown")
 SEQUENCE = Refusal(grpc.StatusCode.FAILED_PRECONDITION, "sequence 7 after 3", "sequence")
 SILENCE = object()
 
@@ -76,6 +78,9 @@ class ScriptedReplica(routes_pb2_grpc.RoutesServicer):
 
     async def Write(self, request, context):
         return await self._next(request, context, routes_pb2.WriteResponse(revision=1, changed=True))
+
+    async def OpenHub(self, request, context):
+        return await self._next(request, context, routes_pb2.OpenHubResponse(hub_epoch=1))
 
     async def Get(self, request, context):
         return await self._next(request, context, routes_pb2.GetResponse(revision=1))

@@ -8,6 +8,8 @@ import grpc
 import pytest
 from ports import free_port
 from scripted_replica import (
+    FENCED,
+    HUB_UNKNOWN,
     NO_LEADER,
     OVERLOADED,
     SEQUENCE,
@@ -69,6 +71,40 @@ async def test_concurrent_writes_use_a_session_each_and_no_more_than_allowed(sta
     for session in {request.session for request in replica.calls}:
         sequences = [request.sequence for request in replica.calls if request.session == session]
         assert sequences == list(range(1, len(sequences) + 1))
+
+
+async def test_a_hub_opens_its_namespace_once_and_its_writes_carry_the_epoch(start):
+    routes, replica = await start([routes_pb2.OpenHubResponse(hub_epoch=5)], hub=b"h" * 16)
+    await put(routes)
+    await put(routes, "/user/bob/")
+    opened, *writes = replica.calls
+    assert (opened.hub, opened.namespace) == (b"h" * 16, "default")
+    assert [write.hub_epoch for write in writes] == [5, 5]
+    assert not any(write.retry for write in writes)
+
+
+async def test_a_fenced_hub_does_not_try_again(start):
+    routes, replica = await start([routes_pb2.OpenHubResponse(hub_epoch=5), FENCED], hub=b"h" * 16)
+    with pytest.raises(Rejected) as raised:
+        await put(routes)
+    assert raised.value.reason == "fenced"
+    assert len(replica.calls) == 2
+
+
+async def test_a_hub_that_a_restored_cluster_does_not_know_opens_again(start):
+    first, second = routes_pb2.OpenHubResponse(hub_epoch=5), routes_pb2.OpenHubResponse(hub_epoch=2)
+    routes, replica = await start([first, HUB_UNKNOWN, second], hub=b"h" * 16)
+    await put(routes)
+    _, refused, _, written = replica.calls
+    assert (refused.hub_epoch, written.hub_epoch) == (5, 2)
+    assert identity(refused) != identity(written)
+
+
+async def test_only_a_repeated_write_says_that_it_is_one(start):
+    routes, replica = await start([UNKNOWN, SESSION_EXPIRED])
+    await put(routes)
+    await put(routes, "/user/bob/")
+    assert [call.retry for call in replica.calls] == [False, True, False, False]
 
 
 @pytest.mark.parametrize(

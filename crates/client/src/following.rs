@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use holdfast_table::{Delta, DeltaError, Digest, Entry, Epoch, FieldError, Revision, Table};
 use holdfast_wire::proto::subscribe_response::Frame;
-use holdfast_wire::proto::{Bookmark, Hello, RouteList, SnapshotChunk, Start, go_away, hello};
+use holdfast_wire::proto::{self, Bookmark, Hello, RouteList, SnapshotChunk, Start, go_away, hello};
 use prost::Message as _;
 
 /// The largest chunk once decompressed. A chunk is made to be about 1 MiB compressed.
@@ -134,14 +134,14 @@ impl Following {
             ..Start::default()
         };
         match &self.held {
-            Some(held) if !self.doubted => Start {
-                has_table: true,
+            Some(held) => Start {
+                has_table: !self.doubted,
                 cluster_id: held.cluster_id.clone(),
                 epoch: held.table.epoch().0,
                 revision: held.table.revision().0,
                 ..start
             },
-            _ => start,
+            None => start,
         }
     }
 
@@ -155,7 +155,8 @@ impl Following {
             // So much has changed at once that a snapshot is smaller than a delta.
             (Stream::Live, Frame::Hello(hello)) if hello.mode() == hello::Mode::Snapshot => self.hello(hello),
             (Stream::Snapshot(arriving), Frame::SnapshotChunk(chunk)) => self.chunk(arriving, &chunk),
-            (Stream::Live, Frame::Delta(delta)) => {
+            (Stream::Live, Frame::Delta(bytes)) => {
+                let delta = proto::Delta::decode(bytes).map_err(|_| Breach::Protocol("a delta that is none"))?;
                 let step = self.delta(&Delta::try_from(&delta)?)?;
                 self.stream = Stream::Live;
                 Ok(step)

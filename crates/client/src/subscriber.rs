@@ -26,8 +26,8 @@ const HELLO: Duration = Duration::from_secs(3);
 const SILENCE: Duration = Duration::from_secs(3);
 /// Trouble that goes on is logged again after this.
 const SAME_NEWS: Duration = Duration::from_secs(30);
-/// Deltas from this many routes on are worked in on a thread of their own, beside the tasks that serve requests.
-const LARGE_DELTA: usize = 256;
+/// Deltas from this many bytes on are worked in on a thread of their own, beside the tasks that serve requests.
+const LARGE_DELTA: usize = 64 * 1024;
 
 /// Who follows, and from where.
 #[derive(Clone, Debug)]
@@ -209,7 +209,7 @@ impl Subscriber {
     async fn take(&mut self, frame: Frame) -> Result<Step, Breach> {
         let large = match &frame {
             Frame::SnapshotChunk(_) => true,
-            Frame::Delta(delta) => delta.puts.len() + delta.deletes.len() >= LARGE_DELTA,
+            Frame::Delta(delta) => delta.len() >= LARGE_DELTA,
             _ => false,
         };
         if !large {

@@ -7,8 +7,9 @@ use holdfast_table::{Digest, Entry, Epoch, Revision, Route, Table};
 use holdfast_wire::proto::routes_server::{Routes, RoutesServer};
 use holdfast_wire::proto::subscribe_response::Frame;
 use holdfast_wire::proto::{
-    Ack, Bookmark, Delta, GetRequest, GetResponse, Hello, ListRequest, ListResponse, RouteList, SnapshotChunk, Start,
-    SubscribeRequest, SubscribeResponse, WriteRequest, WriteResponse, hello, subscribe_request,
+    Ack, Bookmark, Delta, GetRequest, GetResponse, Hello, ListRequest, ListResponse, OpenHubRequest, OpenHubResponse,
+    RouteList, SnapshotChunk, Start, SubscribeRequest, SubscribeResponse, WriteRequest, WriteResponse, hello,
+    subscribe_request,
 };
 use prost::Message as _;
 use tokio::io::copy_bidirectional;
@@ -182,6 +183,10 @@ impl Routes for Doors {
         answered.await.unwrap_or_else(|_| Err(lost()))
     }
 
+    async fn open_hub(&self, _: Request<OpenHubRequest>) -> Result<Response<OpenHubResponse>, Status> {
+        Err(Status::unimplemented("nobody here is a hub"))
+    }
+
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
         let (answer, answered) = oneshot::channel();
         let request = request.into_inner();
@@ -275,14 +280,15 @@ pub(crate) fn hello(mode: hello::Mode, cluster_id: &str, epoch: u64, revision: u
 
 /// What leads from `table(_, from)` to `table(_, to)`.
 pub(crate) fn delta(from: u64, to: u64) -> Frame {
-    Frame::Delta(Delta {
+    let delta = Delta {
         from_revision: from,
         to_revision: to,
         puts: (from + 1..=to)
             .map(|n| (&entry(&format!("/user/{n}/"), n)).into())
             .collect(),
         deletes: Vec::new(),
-    })
+    };
+    Frame::Delta(delta.encode_to_vec().into())
 }
 
 pub(crate) fn bookmark(revision: Revision, digest: Digest) -> Frame {

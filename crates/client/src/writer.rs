@@ -150,6 +150,7 @@ impl RouteWriter {
         while let Some(attempt) = attempts.next(wait).await {
             let mut request = Request::new(WriteRequest {
                 wait_for_proxies_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
+                retry: attempts.is_perhaps_done(),
                 ..(&command).into()
             });
             request.set_timeout(attempt.timeout);

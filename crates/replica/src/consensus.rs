@@ -9,8 +9,9 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use holdfast_table::{Command, Rejection, Written};
+use holdfast_table::{Command, HubEpoch, Rejection, State, Written};
 use holdfast_wire::proto;
+use holdfast_wire::proto::command::Command as Content;
 use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::error::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
@@ -135,9 +136,15 @@ impl Consensus {
 
     /// The leader as far as this replica knows.
     pub fn leader(&self) -> Option<(u64, Node)> {
-        let metrics = self.metrics();
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
         let id = metrics.current_leader?;
         Some((id, metrics.membership_config.get_node(&id)?.clone()))
+    }
+
+    /// True if this replica knows of a leader.
+    pub fn knows_leader(&self) -> bool {
+        self.raft.server_metrics().borrow_watched().current_leader.is_some()
     }
 
     /// True if this replica believes that it leads.
@@ -168,7 +175,8 @@ impl Consensus {
 
     /// How long ago this replica last knew a quorum behind a leader; `None`: never since it started.
     pub fn leader_contact_age(&self) -> Option<Duration> {
-        let metrics = self.metrics();
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
         match metrics.state {
             // A quorum of itself alone: nobody acknowledges anything to it, and nothing is ever missing.
             ServerState::Leader if metrics.membership_config.voter_ids().count() == 1 => Some(Duration::ZERO),
@@ -183,28 +191,58 @@ impl Consensus {
 
     /// Decides a command, as the leader.
     ///
-    /// A command that changes nothing is answered without a log entry, after the leadership was confirmed. Dropping the
-    /// future does not take the write back.
+    /// A command that changes nothing is answered without a log entry, after the leadership was confirmed, unless it is a
+    /// `retry` of one that may be under way still. Dropping the future does not take the write back.
     ///
     /// # Errors
     /// [`ProposeError`].
-    pub async fn propose(&self, command: &Command, time_ms: u64, deadline: Instant) -> Result<Written, ProposeError> {
-        if self.is_leader() && self.published.load().state.answer_without_log(command).is_some() {
+    pub async fn propose(
+        &self,
+        command: &Command,
+        retry: bool,
+        time_ms: u64,
+        deadline: Instant,
+    ) -> Result<Written, ProposeError> {
+        let without_log = |state: &State| match retry {
+            true => None,
+            false => state.answer_without_log(command),
+        };
+        if self.is_leader() && without_log(&self.published.load().state).is_some() {
             let position = self.read(deadline).await.map_err(|_| ProposeError::NotLeader)?;
-            if let Some(answer) = position.state.answer_without_log(command) {
+            if let Some(answer) = without_log(&position.state) {
                 return Ok(answer?);
             }
         }
+        match self.log(Content::Write(command.into()), time_ms, deadline).await? {
+            Applied::Write(result) => Ok(result?),
+            Applied::Hub(_) | Applied::Nothing => Err(ProposeError::Unknown),
+        }
+    }
+
+    /// Lets a hub in and fences its predecessor, as the leader.
+    ///
+    /// # Errors
+    /// [`ProposeError`]; after `Unknown` the same call gives the same epoch.
+    pub async fn open_hub(
+        &self,
+        request: &proto::OpenHubRequest,
+        time_ms: u64,
+        deadline: Instant,
+    ) -> Result<HubEpoch, ProposeError> {
+        match self.log(Content::OpenHub(request.clone()), time_ms, deadline).await? {
+            Applied::Hub(result) => Ok(result?),
+            Applied::Write(_) | Applied::Nothing => Err(ProposeError::Unknown),
+        }
+    }
+
+    async fn log(&self, content: Content, time_ms: u64, deadline: Instant) -> Result<Applied, ProposeError> {
         let message = proto::Command {
-            write: Some(command.into()),
+            command: Some(content),
             time_ms,
         };
         let proposal = Proposal(message.encode_to_vec().into());
         match timeout_at(deadline, self.raft.client_write(proposal)).await {
-            Ok(Ok(response)) => match response.data {
-                Applied::Write(result) => Ok(result?),
-                Applied::Nothing => Err(ProposeError::Unknown),
-            },
+            Ok(Ok(response)) => Ok(response.data),
             Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => Err(ProposeError::NotLeader),
             // Discarded by another leader's log, a storage error or a stop: it may have reached a quorum before.
             Ok(Err(_)) | Err(_) => Err(ProposeError::Unknown),

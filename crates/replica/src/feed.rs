@@ -1,43 +1,38 @@
 //! Hands the table to every subscriber; a slow one holds a cursor, not a queue.
 //!
-//! Nothing is kept per subscriber but the revision it was sent. What it lacks is computed when it can take it: everything
-//! that changed since its cursor, merged, each route once. So nobody's slowness delays anybody else, or the log.
+//! Nothing is kept per subscriber but the revision it was sent. What it lacks is looked up when it can take it: the
+//! frames that all share, or everything that changed since its cursor, merged, each route once. So nobody's slowness
+//! delays anybody else, or the log.
+
+pub mod snapshot;
+pub mod tape;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_table::{Epoch, Revision, State};
+use holdfast_table::Revision;
 use holdfast_wire::proto;
-use prost::Message as _;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// Uncompressed bytes of routes in one snapshot chunk, about.
-const CHUNK_BYTES: usize = 1024 * 1024;
-const ZSTD_LEVEL: i32 = 1;
+use snapshot::Snapshots;
+use tape::Tape;
+
 /// The most subscribers of one replica.
 pub const SUBSCRIBERS_MAX: usize = 10_000;
 
-/// The subscribers of one replica, and the snapshot they share.
+/// The subscribers of one replica, and what they share.
 #[derive(Default)]
 pub struct Feed {
+    /// The deltas that everybody who is up to date gets.
+    pub tape: Tape,
+    /// What everybody else gets.
+    pub snapshots: Snapshots,
     subscribers: Mutex<HashMap<u64, Subscriber>>,
     next_id: std::sync::atomic::AtomicU64,
     acknowledged: watch::Sender<()>,
-    // Held while it is encoded: whoever comes meanwhile waits and takes the same one.
-    snapshot: tokio::sync::Mutex<Option<Arc<EncodedSnapshot>>>,
-}
-
-/// A whole table, encoded and compressed once for all who need it.
-pub struct EncodedSnapshot {
-    /// Of the table in it.
-    pub epoch: Epoch,
-    /// Of the table in it.
-    pub revision: Revision,
-    /// In order; the last one says so.
-    pub chunks: Vec<proto::SnapshotChunk>,
 }
 
 struct Subscriber {
@@ -161,65 +156,6 @@ impl Feed {
             }
         }
     }
-
-    /// A snapshot from which deltas lead to `state`: the last one encoded if it still does, else a new one.
-    pub async fn snapshot(&self, state: &State) -> std::io::Result<Arc<EncodedSnapshot>> {
-        let mut shared = self.snapshot.lock().await;
-        if let Some(snapshot) = shared.as_ref().filter(|snapshot| is_near(snapshot, state)) {
-            return Ok(snapshot.clone());
-        }
-        let table = state.clone();
-        let encoded = tokio::task::spawn_blocking(move || encode(&table))
-            .await
-            .map_err(std::io::Error::other)??;
-        Ok(shared.insert(Arc::new(encoded)).clone())
-    }
-}
-
-/// A snapshot is worth sending again while few routes have changed since.
-fn is_near(snapshot: &EncodedSnapshot, state: &State) -> bool {
-    let table = &state.table;
-    snapshot.epoch == table.epoch()
-        && state
-            .history
-            .since(snapshot.revision, table)
-            .is_some_and(|delta| delta.len() <= table.len() / 10)
-}
-
-fn encode(state: &State) -> std::io::Result<EncodedSnapshot> {
-    let table = &state.table;
-    let mut chunks = Vec::new();
-    let mut list = proto::RouteList::default();
-    let mut bytes = 0;
-    for entry in table.iter() {
-        let route = proto::Route::from(entry.as_ref());
-        bytes += route.encoded_len();
-        list.routes.push(route);
-        if bytes >= CHUNK_BYTES {
-            chunks.push(chunk(&std::mem::take(&mut list))?);
-            bytes = 0;
-        }
-    }
-    chunks.push(proto::SnapshotChunk {
-        last: true,
-        total: table.len() as u64,
-        digest: table.digest().to_bytes().to_vec().into(),
-        ..chunk(&list)?
-    });
-    Ok(EncodedSnapshot {
-        epoch: table.epoch(),
-        revision: table.revision(),
-        chunks,
-    })
-}
-
-fn chunk(list: &proto::RouteList) -> std::io::Result<proto::SnapshotChunk> {
-    let routes = zstd::bulk::compress(&list.encode_to_vec(), ZSTD_LEVEL)?;
-    Ok(proto::SnapshotChunk {
-        checksum: crc32fast::hash(&routes),
-        routes: routes.into(),
-        ..Default::default()
-    })
 }
 
 impl Registration {

@@ -5,6 +5,7 @@ mod consensus;
 mod feed;
 mod metrics;
 mod replica;
+mod scrub;
 mod services;
 mod storage;
 

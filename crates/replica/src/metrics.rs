@@ -19,6 +19,7 @@ pub struct Metrics {
     writes: Family<[(&'static str, &'static str); 1], Counter>,
     write_seconds: Histogram,
     snapshots_sent: Counter,
+    digests_differed: Counter,
     leader: Count,
     term: Count,
     applied: Count,
@@ -72,6 +73,12 @@ impl Default for Metrics {
             Unit::Seconds,
             write_seconds.clone(),
         );
+        let digests_differed = Counter::default();
+        registry.register(
+            "digests_differed",
+            "Comparisons in which another replica had another table at the same revision",
+            digests_differed.clone(),
+        );
         let snapshots_sent = Counter::default();
         registry.register(
             "snapshots_sent",
@@ -83,6 +90,7 @@ impl Default for Metrics {
             writes,
             write_seconds,
             snapshots_sent,
+            digests_differed,
             leader,
             term,
             applied,
@@ -104,6 +112,11 @@ impl Metrics {
             .get_or_create(&[("outcome", if ok { "ok" } else { "error" })])
             .inc();
         self.write_seconds.observe(duration.as_secs_f64());
+    }
+
+    /// Another replica had another table at the same revision.
+    pub fn digest_differed(&self) {
+        self.digests_differed.inc();
     }
 
     /// A subscriber was sent a whole table.

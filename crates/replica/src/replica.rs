@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use holdfast_table::{Digest, Revision};
 use holdfast_wire::proto::cluster_server::ClusterServer;
 use holdfast_wire::proto::raft_server::RaftServer;
 use holdfast_wire::proto::routes_server::RoutesServer;
 use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -23,10 +25,11 @@ use crate::consensus::bootstrap::{self, Introduction, is_member};
 use crate::consensus::network::MESSAGE_BYTES_MAX;
 use crate::feed::Feed;
 use crate::metrics::Metrics;
+use crate::scrub::{Finding, scrub};
 use crate::services::cluster::ClusterService;
 use crate::services::raft::RaftService;
 use crate::services::routes::RoutesService;
-use crate::services::{Context, admin};
+use crate::services::{Admission, Context, admin};
 use crate::storage::identity::Identity;
 use crate::storage::log::LogStore;
 use crate::storage::state_machine::{Published, StateMachine};
@@ -102,6 +105,78 @@ pub enum RunError {
     /// A bug.
     #[error("a task panicked")]
     Panic(#[from] tokio::task::JoinError),
+    /// This replica's table was wrong. It joins again, empty, when it is started again.
+    #[error(
+        "data-dir {data_dir:?}: at revision {revision} the table has digest {ours}, the other replicas' has {theirs}; \
+         start this replica again: the directory's content is set aside in it, and the replica joins anew"
+    )]
+    Outvoted {
+        /// The directory.
+        data_dir: std::path::PathBuf,
+        /// Where they were compared.
+        revision: Revision,
+        /// This replica's digest.
+        ours: Digest,
+        /// The others'.
+        theirs: Digest,
+    },
+    /// As before, but the mark for the next start could not be written.
+    #[error(
+        "data-dir {data_dir:?}: holds a wrong table, and cannot be marked; empty it before you start this replica again"
+    )]
+    NotSetAside {
+        /// The directory.
+        data_dir: std::path::PathBuf,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// Memory and digest disagree: start it again, and test the machine's memory.
+    #[error("at revision {revision} the routes in memory do not add up to their digest; start this replica again")]
+    Memory {
+        /// Where it was found.
+        revision: Revision,
+    },
+    /// Too many threads or files for this process.
+    #[error("the threads of the consensus cannot be started")]
+    Threads(#[source] std::io::Error),
+}
+
+/// The consensus and its peers have threads of their own: a thousand streams on the others delay no heartbeat.
+struct RaftRuntime(Option<Runtime>);
+
+impl RaftRuntime {
+    const THREADS: usize = 2;
+
+    fn start() -> Result<Self, RunError> {
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(Self::THREADS)
+            .thread_name("raft")
+            .enable_all()
+            .build();
+        runtime
+            .map(|runtime| RaftRuntime(Some(runtime)))
+            .map_err(RunError::Threads)
+    }
+
+    fn handle(&self) -> &Handle {
+        self.0.as_ref().expect("taken by drop alone").handle()
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = Result<T, RunError>> + Send + 'static,
+    ) -> Result<T, RunError> {
+        self.handle().spawn(task).await?
+    }
+}
+
+impl Drop for RaftRuntime {
+    fn drop(&mut self) {
+        // Everything on it has been waited for or is not worth waiting for; and an async caller must not block.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 /// A replica whose directory is open and whose ports are bound.
@@ -150,6 +225,7 @@ impl ReplicaConfig {
             consensus: watch::Sender::new(None),
             feed: Arc::new(Feed::default()),
             metrics: Metrics::default(),
+            admission: Admission::default(),
             caught_up: AtomicBool::new(false),
             stopping: CancellationToken::new(),
             streams: TaskTracker::new(),
@@ -197,19 +273,30 @@ impl Replica {
         tracing::info!(name = config.name, client = %client.local_addr().map_or_else(|_| String::new(), |a| a.to_string()), "replica starts");
         let mut tasks = JoinSet::new();
         tasks.spawn(serve_clients(context.clone(), client));
+        let raft = RaftRuntime::start()?;
         let mut peers = JoinSet::new();
-        peers.spawn(serve_peers(context.clone(), peer));
+        peers.spawn_on(serve_peers(context.clone(), peer), raft.handle());
         if let Some(admin) = admin {
             tasks.spawn(serve_admin(context.clone(), admin));
         }
         let started = async {
             let identity = bootstrap::join(&config, &context.introduction, &context.store).await?;
-            let consensus = start(&config, identity, log, machine, published).await?;
+            let tape = context.clone();
+            let recorded = published.clone();
+            let record = async move { tape.feed.tape.record(recorded).await };
+            context.streams.spawn(until(context.stopping.clone(), record));
+            let consensus = raft
+                .run(start(config.clone(), identity, log, machine, published))
+                .await?;
             context.consensus.send_replace(Some(consensus.clone()));
             consensus.recovered().await;
             context.caught_up.store(true, Ordering::Relaxed);
             tracing::info!("caught up; serving");
-            Err::<std::convert::Infallible, _>(RunError::Consensus(consensus.failed().await))
+            let error = tokio::select! {
+                reason = consensus.failed() => RunError::Consensus(reason),
+                finding = scrub(context.clone(), consensus.clone()) => wrong(&context, finding),
+            };
+            Err::<std::convert::Infallible, _>(error)
         };
         let ended = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
@@ -222,6 +309,24 @@ impl Replica {
         // Peers hold their streams open for as long as there is a listener, and need no goodbye.
         peers.shutdown().await;
         ended
+    }
+}
+
+/// Sees to it that this replica does not come back with a table that was found to be wrong.
+fn wrong(context: &Context, finding: Finding) -> RunError {
+    let data_dir = context.store.path().to_owned();
+    match finding {
+        // The disk has a table of its own, with its digest; a start reads and checks it.
+        Finding::Recomputed { revision } => RunError::Memory { revision },
+        Finding::Outvoted { revision, ours, theirs } => match context.store.set_aside_at_next_start() {
+            Ok(()) => RunError::Outvoted {
+                data_dir,
+                revision,
+                ours,
+                theirs,
+            },
+            Err(source) => RunError::NotSetAside { data_dir, source },
+        },
     }
 }
 
@@ -250,7 +355,7 @@ fn early(ended: Result<Result<(), RunError>, tokio::task::JoinError>) -> RunErro
 }
 
 async fn start(
-    config: &ReplicaConfig,
+    config: ReplicaConfig,
     identity: Identity,
     log: LogStore,
     machine: StateMachine,

@@ -1,6 +1,7 @@
 //! The doors: one module per service, and what they share.
 
 pub mod admin;
+mod admission;
 pub mod cluster;
 pub mod raft;
 pub mod routes;
@@ -22,6 +23,7 @@ use crate::consensus::bootstrap::Introduction;
 use crate::feed::Feed;
 use crate::metrics::Metrics;
 use crate::storage::Store;
+pub use admission::Admission;
 
 /// How long a call without a deadline of its own may take.
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
@@ -39,6 +41,8 @@ pub struct Context {
     pub feed: Arc<Feed>,
     /// What it counts.
     pub metrics: Metrics,
+    /// Bounds the writes under way.
+    pub admission: Admission,
     /// Set once it has caught up since its start, and never unset.
     pub caught_up: AtomicBool,
     /// Cancelled when the replica begins to stop.
@@ -48,6 +52,13 @@ pub struct Context {
 }
 
 impl Context {
+    /// Returns when a call that is still under way has to end: a moment after the replica has begun to stop.
+    pub async fn stopped(&self) {
+        const LAST_MOMENT: Duration = Duration::from_millis(500);
+        self.stopping.cancelled().await;
+        tokio::time::sleep(LAST_MOMENT).await;
+    }
+
     /// The consensus of a member.
     ///
     /// # Errors

@@ -28,6 +28,9 @@ pub const TABLE: &str = "table";
 
 const MIB: usize = 1024 * 1024;
 
+/// Beside the database: says that it must not be opened again.
+const SET_ASIDE: &str = "set-aside";
+
 /// The version of everything in a data directory; a replica opens no other.
 pub const FORMAT: u32 = 1;
 
@@ -107,6 +110,7 @@ impl Store {
             Err(TryLockError::WouldBlock) => return Err(OpenError::Locked { path: path.to_owned() }),
             Err(TryLockError::Error(source)) => return Err(directory(source)),
         }
+        set_aside(path).map_err(directory)?;
         let families = [(META, MIB), (LOG, 16 * MIB), (TABLE, 16 * MIB)]
             .map(|(name, buffer)| ColumnFamilyDescriptor::new(name, family_options(buffer)));
         let db = DB::open_cf_descriptors(&database_options(), path.join("db"), families).map_err(|error| {
@@ -122,6 +126,20 @@ impl Store {
         })
     }
 
+    /// The data directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Has the next start put the database out of the way, kept for whoever wants to know, and begin with an empty one.
+    ///
+    /// # Errors
+    /// The system's: nothing was changed.
+    pub fn set_aside_at_next_start(&self) -> io::Result<()> {
+        File::create(self.path.join(SET_ASIDE))?.sync_all()?;
+        File::open(&self.path)?.sync_all()
+    }
+
     fn damaged(&self, problem: impl Into<String>) -> OpenError {
         OpenError::Damaged {
             path: self.path.clone(),
@@ -132,6 +150,26 @@ impl Store {
     fn family(&self, name: &'static str) -> &rocksdb::ColumnFamily {
         self.db.cf_handle(name).expect("opened with all column families")
     }
+}
+
+fn set_aside(path: &Path) -> io::Result<()> {
+    let mark = path.join(SET_ASIDE);
+    if !mark.try_exists()? {
+        return Ok(());
+    }
+    let database = path.join("db");
+    if database.try_exists()? {
+        let free = |n: &u32| !path.join(format!("db.set-aside-{n}")).exists();
+        let number = (1..).find(free).unwrap_or_default();
+        std::fs::rename(&database, path.join(format!("db.set-aside-{number}")))?;
+        // The mark goes only when the database is surely out of the way.
+        File::open(path)?.sync_all()?;
+        tracing::warn!(
+            number,
+            "the table in this directory was found to be wrong; it is set aside, the replica starts empty"
+        );
+    }
+    std::fs::remove_file(mark)
 }
 
 fn database_options() -> Options {

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use crate::fence::HubEpoch;
 use crate::revision::Revision;
 use crate::route::{FieldError, Namespace, Route, RouteKey, RouteSpec};
 
@@ -53,6 +54,7 @@ pub struct Batch {
     namespace: Namespace,
     changes: Vec<Change>,
     preconditions: Vec<Precondition>,
+    hub: Option<HubEpoch>,
 }
 
 /// Why a batch cannot be asked for. Nothing changed.
@@ -124,7 +126,17 @@ impl Batch {
             namespace,
             changes,
             preconditions,
+            hub: None,
         })
+    }
+
+    /// The same batch, refused once a newer hub has taken the namespace over.
+    #[must_use]
+    pub fn by_hub(self, epoch: HubEpoch) -> Self {
+        Batch {
+            hub: Some(epoch),
+            ..self
+        }
     }
 
     /// Adds or replaces one route.
@@ -133,6 +145,7 @@ impl Batch {
             namespace: route.namespace.clone(),
             changes: vec![Change::Put(route)],
             preconditions: Vec::new(),
+            hub: None,
         }
     }
 
@@ -142,6 +155,7 @@ impl Batch {
             namespace,
             changes: vec![Change::Delete(spec)],
             preconditions: Vec::new(),
+            hub: None,
         }
     }
 
@@ -153,6 +167,11 @@ impl Batch {
     /// What to change.
     pub fn changes(&self) -> &[Change] {
         &self.changes
+    }
+
+    /// Which hub asks; `None` for anybody else, whom no fence keeps out.
+    pub fn hub(&self) -> Option<HubEpoch> {
+        self.hub
     }
 
     /// What must hold.

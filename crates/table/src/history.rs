@@ -65,9 +65,21 @@ impl History {
         forgotten
     }
 
+    /// How many routes changed between `from` and the present of `table`; `None` if that is no longer known, or more than
+    /// `max`. Costs no more than `max`.
+    pub fn changed_since(&self, from: Revision, table: &Table, max: usize) -> Option<usize> {
+        if !self.reaches(from, table) {
+            return None;
+        }
+        let puts = self.puts.keys().rev().take_while(|(revision, _)| *revision > from);
+        let deletes = self.deletes.keys().rev().take_while(|(revision, _)| *revision > from);
+        let changed = puts.chain(deletes).take(max.saturating_add(1)).count();
+        (changed <= max).then_some(changed)
+    }
+
     /// What leads from `from` to the present of `table`; `None` if that is no longer known.
     pub fn since(&self, from: Revision, table: &Table) -> Option<Delta> {
-        if from < self.horizon || from > table.revision() {
+        if !self.reaches(from, table) {
             return None;
         }
         let puts = self.puts.iter().rev().take_while(|((revision, _), _)| *revision > from);
@@ -82,6 +94,10 @@ impl History {
             puts: puts.map(|(_, entry)| entry.clone()).collect(),
             deletes: deletes.map(|(_, spec)| spec.clone()).collect(),
         })
+    }
+
+    fn reaches(&self, from: Revision, table: &Table) -> bool {
+        (self.horizon..=table.revision()).contains(&from)
     }
 
     /// Deletions at or below this revision are forgotten.

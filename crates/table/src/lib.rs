@@ -3,6 +3,7 @@
 pub mod batch;
 pub mod delta;
 pub mod digest;
+pub mod fence;
 pub mod history;
 pub mod path;
 pub mod revision;
@@ -14,6 +15,7 @@ pub mod table;
 pub use batch::{Batch, BatchError, Change, Precondition};
 pub use delta::Delta;
 pub use digest::Digest;
+pub use fence::{Hub, HubEpoch, HubId, Hubs};
 pub use path::{Host, PathError, RequestPath};
 pub use revision::{Epoch, Revision};
 pub use route::{Data, FieldError, Namespace, Route, RouteKey, RouteSpec, Scheme, Target};

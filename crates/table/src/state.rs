@@ -2,6 +2,7 @@
 
 use crate::batch::Batch;
 use crate::delta::Delta;
+use crate::fence::{HUBS_MAX, HubEpoch, HubId, Hubs};
 use crate::history::History;
 use crate::revision::Revision;
 use crate::route::{Namespace, RouteKey};
@@ -57,6 +58,27 @@ pub enum Rejection {
         /// The write's.
         found: u64,
     },
+    /// Stop: another hub serves this namespace now.
+    #[error("namespace {namespace}: a newer hub has taken over (hub epoch {}, this write is of {})", newest.0, found.0)]
+    Fenced {
+        /// Whose routes.
+        namespace: Namespace,
+        /// The newest hub's.
+        newest: HubEpoch,
+        /// The write's.
+        found: HubEpoch,
+    },
+    /// Open the namespace, and read back before writing again.
+    #[error("namespace {namespace}: hub epoch {} was never given here", found.0)]
+    HubUnknown {
+        /// Whose routes.
+        namespace: Namespace,
+        /// The write's.
+        found: HubEpoch,
+    },
+    /// Use namespaces that are there.
+    #[error("hubs have opened {HUBS_MAX} namespaces, and no more are kept")]
+    TooManyHubs,
     /// As a session kept it, in words, over a snapshot.
     #[error("{message}")]
     Remembered {
@@ -105,6 +127,8 @@ pub struct State {
     pub history: History,
     /// Who wrote last.
     pub sessions: Sessions,
+    /// Which hub may write.
+    pub hubs: Hubs,
 }
 
 impl State {
@@ -131,7 +155,8 @@ impl State {
             }
         }
         let before = self.table.clone();
-        let applied = self.table.apply(&command.batch);
+        let fenced = self.fence(&command.batch);
+        let applied = fenced.and_then(|()| self.table.apply(&command.batch));
         let result = match &applied {
             Ok(delta) => Ok(Written {
                 revision: delta.to,
@@ -158,7 +183,25 @@ impl State {
         }
     }
 
+    /// Lets a hub write to a namespace, and nobody who opened it before.
+    ///
+    /// # Errors
+    /// [`Rejection::TooManyHubs`]: nothing changed.
+    pub fn open_hub(&mut self, namespace: &Namespace, id: HubId) -> Result<HubEpoch, Rejection> {
+        self.hubs.open(namespace, id)
+    }
+
+    fn fence(&self, batch: &Batch) -> Result<(), Rejection> {
+        match batch.hub() {
+            Some(epoch) => self.hubs.check(batch.namespace(), epoch),
+            None => Ok(()),
+        }
+    }
+
     /// The answer to a command that needs no log entry, because it would change nothing and its writer is known.
+    ///
+    /// Its sequence is not remembered then. So this is not to be asked for a command of which an earlier copy may be
+    /// under way still: that one would be applied when it comes, whatever has changed since.
     pub fn answer_without_log(&self, command: &Command) -> Option<Result<Written, Rejection>> {
         if let Some((id, sequence)) = &command.session {
             match self.sessions.admit(id, *sequence) {
@@ -168,6 +211,9 @@ impl State {
                 Admission::Replay(result) => return Some(result),
                 Admission::Refuse(rejection) => return Some(Err(rejection)),
             }
+        }
+        if let Err(rejection) = self.fence(&command.batch) {
+            return Some(Err(rejection));
         }
         let unchanged = Written {
             revision: self.table.revision(),

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use holdfast_table::{
-    Batch, BatchError, Change, Command, Delta, Entry, FieldError, Namespace, Precondition, Revision, Route, RouteSpec,
+    Batch, BatchError, Change, Command, Delta, Entry, FieldError, HubEpoch, HubId, Namespace, Precondition, Revision,
+    Route, RouteSpec,
 };
 
 use crate::proto;
@@ -119,23 +120,33 @@ impl TryFrom<&proto::WriteRequest> for Command {
             .collect::<Result<_, _>>()?;
         let session = match request.session.len() {
             0 => None,
-            16 => Some((
-                <[u8; 16]>::try_from(&request.session[..]).unwrap_or_default(),
-                request.sequence,
-            )),
-            other => {
-                let problem = "must be 16 bytes, or empty";
-                return Err(FieldError::new("session", &format!("{other} bytes"), problem).into());
-            }
+            _ => Some((id_in("session", &request.session)?, request.sequence)),
         };
         if session.is_some_and(|(_, sequence)| sequence == 0) {
             return Err(FieldError::new("sequence", "0", "must be 1 or more in a session").into());
         }
-        Ok(Command {
-            batch: Batch::new(namespace, changes, preconditions)?,
-            session,
-        })
+        let batch = Batch::new(namespace, changes, preconditions)?;
+        let batch = match request.hub_epoch {
+            0 => batch,
+            epoch => batch.by_hub(HubEpoch(epoch)),
+        };
+        Ok(Command { batch, session })
     }
+}
+
+/// The namespace to be opened, and by whom.
+impl TryFrom<&proto::OpenHubRequest> for (Namespace, HubId) {
+    type Error = ConvertError;
+
+    fn try_from(request: &proto::OpenHubRequest) -> Result<Self, ConvertError> {
+        Ok((Namespace::parse(&request.namespace)?, id_in("hub", &request.hub)?))
+    }
+}
+
+fn id_in(field: &'static str, bytes: &[u8]) -> Result<[u8; 16], FieldError> {
+    bytes
+        .try_into()
+        .map_err(|_| FieldError::new(field, &format!("{} bytes", bytes.len()), "must be 16 random bytes"))
 }
 
 fn change_in(change: &proto::Change, namespace: &Namespace) -> Result<Change, ConvertError> {
@@ -180,6 +191,8 @@ impl From<&Command> for proto::WriteRequest {
             session,
             sequence,
             wait_for_proxies_ms: 0,
+            hub_epoch: batch.hub().map_or(0, |epoch| epoch.0),
+            retry: false,
         }
     }
 }
@@ -234,6 +247,7 @@ mod tests {
             Precondition::RouteRevision(spec, Revision(3)),
         ];
         let batch = Batch::new(Namespace::parse("hub-2").unwrap(), changes, preconditions).unwrap();
+        let batch = batch.by_hub(HubEpoch(5));
         let command = Command {
             batch,
             session: Some(([9; 16], 4)),

@@ -26,6 +26,10 @@ pub enum Reason {
     SessionExpired,
     /// The sequence went back.
     Sequence,
+    /// A newer hub has taken the namespace over.
+    Fenced,
+    /// The hub epoch was never given.
+    HubUnknown,
     /// No leader within the deadline: nothing was written.
     NoLeader,
     /// Perhaps written.
@@ -36,12 +40,14 @@ pub enum Reason {
     Overloaded,
 }
 
-const WORDS: [(Reason, &str, Code); 9] = [
+const WORDS: [(Reason, &str, Code); 11] = [
     (Reason::Invalid, "invalid", Code::InvalidArgument),
     (Reason::Precondition, "precondition", Code::FailedPrecondition),
     (Reason::Namespace, "namespace", Code::FailedPrecondition),
     (Reason::SessionExpired, "session-expired", Code::FailedPrecondition),
     (Reason::Sequence, "sequence", Code::FailedPrecondition),
+    (Reason::Fenced, "fenced", Code::FailedPrecondition),
+    (Reason::HubUnknown, "hub-unknown", Code::FailedPrecondition),
     (Reason::NoLeader, "no-leader", Code::Unavailable),
     (Reason::Unknown, "unknown", Code::Unavailable),
     (Reason::NotReady, "not-ready", Code::Unavailable),
@@ -72,6 +78,9 @@ impl Reason {
             Rejection::Namespace { .. } => Reason::Namespace,
             Rejection::SessionExpired => Reason::SessionExpired,
             Rejection::Sequence { .. } => Reason::Sequence,
+            Rejection::Fenced { .. } => Reason::Fenced,
+            Rejection::HubUnknown { .. } => Reason::HubUnknown,
+            Rejection::TooManyHubs => Reason::Overloaded,
             Rejection::Remembered { reason, .. } => Reason::parse(reason).unwrap_or(Reason::Precondition),
         }
     }

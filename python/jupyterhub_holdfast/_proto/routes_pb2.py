@@ -14,7 +14,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18holdfast/v1/routes.proto\x12\x0bholdfast.v1\"a\n\x05Route\x12\x11\n\troutespec\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\t\x12\x11\n\tnamespace\x18\x04 \x01(\t\x12\x14\n\x0cmod_revision\x18\x05 \x01(\x04\"G\n\x06\x43hange\x12!\n\x03put\x18\x01 \x01(\x0b\x32\x12.holdfast.v1.RouteH\x00\x12\x10\n\x06\x64\x65lete\x18\x02 \x01(\tH\x00\x42\x08\n\x06\x63hange\"n\n\x0cPrecondition\x12\x34\n\x0eroute_revision\x18\x01 \x01(\x0b\x32\x1a.holdfast.v1.RouteRevisionH\x00\x12\x18\n\x0etable_revision\x18\x02 \x01(\x04H\x00\x42\x0e\n\x0cprecondition\"8\n\rRouteRevision\x12\x11\n\troutespec\x18\x01 \x01(\t\x12\x14\n\x0cmod_revision\x18\x02 \x01(\x04\"\xb9\x01\n\x0cWriteRequest\x12$\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x13.holdfast.v1.Change\x12\x30\n\rpreconditions\x18\x02 \x03(\x0b\x32\x19.holdfast.v1.Precondition\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x0f\n\x07session\x18\x04 \x01(\x0c\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12\x1b\n\x13wait_for_proxies_ms\x18\x06 \x01(\r\"\x88\x01\n\rWriteResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07\x63hanged\x18\x03 \x01(\x08\x12\x14\n\x0cproxies_live\x18\x04 \x01(\r\x12\x16\n\x0eproxies_synced\x18\x05 \x01(\r\x12\x17\n\x0fproxies_lagging\x18\x06 \x03(\t\"\x1f\n\nGetRequest\x12\x11\n\troutespec\x18\x01 \x01(\t\"Q\n\x0bGetResponse\x12!\n\x05route\x18\x01 \x01(\x0b\x32\x12.holdfast.v1.Route\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\"0\n\x0bListRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\t\"r\n\x0cListResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\"\n\x06routes\x18\x03 \x03(\x0b\x32\x12.holdfast.v1.Route\x12\r\n\x05total\x18\x04 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x05 \x01(\x0c\"a\n\x10SubscribeRequest\x12#\n\x05start\x18\x01 \x01(\x0b\x32\x12.holdfast.v1.StartH\x00\x12\x1f\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x10.holdfast.v1.AckH\x00\x42\x07\n\x05\x66rame\"l\n\x05Start\x12\x11\n\thas_table\x18\x01 \x01(\x08\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08revision\x18\x04 \x01(\x04\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\r\n\x05proxy\x18\x06 \x01(\x08\"\'\n\x03\x41\x63k\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\"\xef\x01\n\x11SubscribeResponse\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.holdfast.v1.HelloH\x00\x12\x34\n\x0esnapshot_chunk\x18\x02 \x01(\x0b\x32\x1a.holdfast.v1.SnapshotChunkH\x00\x12#\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x12.holdfast.v1.DeltaH\x00\x12)\n\x08\x62ookmark\x18\x04 \x01(\x0b\x32\x15.holdfast.v1.BookmarkH\x00\x12&\n\x07go_away\x18\x05 \x01(\x0b\x32\x13.holdfast.v1.GoAwayH\x00\x42\x07\n\x05\x66rame\"\xac\x01\n\x05Hello\x12%\n\x04mode\x18\x01 \x01(\x0e\x32\x17.holdfast.v1.Hello.Mode\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08revision\x18\x04 \x01(\x04\x12\x0f\n\x07replica\x18\x05 \x01(\t\"6\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\n\n\x06RESUME\x10\x01\x12\x0c\n\x08SNAPSHOT\x10\x02\"^\n\rSnapshotChunk\x12\x0e\n\x06routes\x18\x01 \x01(\x0c\x12\x10\n\x08\x63hecksum\x18\x02 \x01(\r\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\r\n\x05total\x18\x04 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x05 \x01(\x0c\"/\n\tRouteList\x12\"\n\x06routes\x18\x01 \x03(\x0b\x32\x12.holdfast.v1.Route\"f\n\x05\x44\x65lta\x12\x15\n\rfrom_revision\x18\x01 \x01(\x04\x12\x13\n\x0bto_revision\x18\x02 \x01(\x04\x12 \n\x04puts\x18\x03 \x03(\x0b\x32\x12.holdfast.v1.Route\x12\x0f\n\x07\x64\x65letes\x18\x04 \x03(\t\"a\n\x08\x42ookmark\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x1d\n\x15leader_contact_age_ms\x18\x03 \x01(\x04\x12\x14\n\x0cleader_known\x18\x04 \x01(\x08\"\x88\x01\n\x06GoAway\x12*\n\x06reason\x18\x01 \x01(\x0e\x32\x1a.holdfast.v1.GoAway.Reason\x12\x16\n\x0eretry_after_ms\x18\x02 \x01(\r\":\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x0c\n\x08SHUTDOWN\x10\x01\x12\n\n\x06\x42\x45HIND\x10\x02\x32\x91\x02\n\x06Routes\x12>\n\x05Write\x12\x19.holdfast.v1.WriteRequest\x1a\x1a.holdfast.v1.WriteResponse\x12\x38\n\x03Get\x12\x17.holdfast.v1.GetRequest\x1a\x18.holdfast.v1.GetResponse\x12=\n\x04List\x12\x18.holdfast.v1.ListRequest\x1a\x19.holdfast.v1.ListResponse0\x01\x12N\n\tSubscribe\x12\x1d.holdfast.v1.SubscribeRequest\x1a\x1e.holdfast.v1.SubscribeResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18holdfast/v1/routes.proto\x12\x0bholdfast.v1\"a\n\x05Route\x12\x11\n\troutespec\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\t\x12\x11\n\tnamespace\x18\x04 \x01(\t\x12\x14\n\x0cmod_revision\x18\x05 \x01(\x04\"G\n\x06\x43hange\x12!\n\x03put\x18\x01 \x01(\x0b\x32\x12.holdfast.v1.RouteH\x00\x12\x10\n\x06\x64\x65lete\x18\x02 \x01(\tH\x00\x42\x08\n\x06\x63hange\"n\n\x0cPrecondition\x12\x34\n\x0eroute_revision\x18\x01 \x01(\x0b\x32\x1a.holdfast.v1.RouteRevisionH\x00\x12\x18\n\x0etable_revision\x18\x02 \x01(\x04H\x00\x42\x0e\n\x0cprecondition\"8\n\rRouteRevision\x12\x11\n\troutespec\x18\x01 \x01(\t\x12\x14\n\x0cmod_revision\x18\x02 \x01(\x04\"\xdb\x01\n\x0cWriteRequest\x12$\n\x07\x63hanges\x18\x01 \x03(\x0b\x32\x13.holdfast.v1.Change\x12\x30\n\rpreconditions\x18\x02 \x03(\x0b\x32\x19.holdfast.v1.Precondition\x12\x11\n\tnamespace\x18\x03 \x01(\t\x12\x0f\n\x07session\x18\x04 \x01(\x0c\x12\x10\n\x08sequence\x18\x05 \x01(\x04\x12\x1b\n\x13wait_for_proxies_ms\x18\x06 \x01(\r\x12\x11\n\thub_epoch\x18\x07 \x01(\x04\x12\r\n\x05retry\x18\x08 \x01(\x08\"0\n\x0eOpenHubRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0b\n\x03hub\x18\x02 \x01(\x0c\"$\n\x0fOpenHubResponse\x12\x11\n\thub_epoch\x18\x01 \x01(\x04\"\x88\x01\n\rWriteResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07\x63hanged\x18\x03 \x01(\x08\x12\x14\n\x0cproxies_live\x18\x04 \x01(\r\x12\x16\n\x0eproxies_synced\x18\x05 \x01(\r\x12\x17\n\x0fproxies_lagging\x18\x06 \x03(\t\"\x1f\n\nGetRequest\x12\x11\n\troutespec\x18\x01 \x01(\t\"Q\n\x0bGetResponse\x12!\n\x05route\x18\x01 \x01(\x0b\x32\x12.holdfast.v1.Route\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\"0\n\x0bListRequest\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\t\"r\n\x0cListResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\"\n\x06routes\x18\x03 \x03(\x0b\x32\x12.holdfast.v1.Route\x12\r\n\x05total\x18\x04 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x05 \x01(\x0c\"a\n\x10SubscribeRequest\x12#\n\x05start\x18\x01 \x01(\x0b\x32\x12.holdfast.v1.StartH\x00\x12\x1f\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x10.holdfast.v1.AckH\x00\x42\x07\n\x05\x66rame\"l\n\x05Start\x12\x11\n\thas_table\x18\x01 \x01(\x08\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08revision\x18\x04 \x01(\x04\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\r\n\x05proxy\x18\x06 \x01(\x08\"\'\n\x03\x41\x63k\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\"\xdb\x01\n\x11SubscribeResponse\x12#\n\x05hello\x18\x01 \x01(\x0b\x32\x12.holdfast.v1.HelloH\x00\x12\x34\n\x0esnapshot_chunk\x18\x02 \x01(\x0b\x32\x1a.holdfast.v1.SnapshotChunkH\x00\x12\x0f\n\x05\x64\x65lta\x18\x03 \x01(\x0cH\x00\x12)\n\x08\x62ookmark\x18\x04 \x01(\x0b\x32\x15.holdfast.v1.BookmarkH\x00\x12&\n\x07go_away\x18\x05 \x01(\x0b\x32\x13.holdfast.v1.GoAwayH\x00\x42\x07\n\x05\x66rame\"\xac\x01\n\x05Hello\x12%\n\x04mode\x18\x01 \x01(\x0e\x32\x17.holdfast.v1.Hello.Mode\x12\x12\n\ncluster_id\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x10\n\x08revision\x18\x04 \x01(\x04\x12\x0f\n\x07replica\x18\x05 \x01(\t\"6\n\x04Mode\x12\x14\n\x10MODE_UNSPECIFIED\x10\x00\x12\n\n\x06RESUME\x10\x01\x12\x0c\n\x08SNAPSHOT\x10\x02\"^\n\rSnapshotChunk\x12\x0e\n\x06routes\x18\x01 \x01(\x0c\x12\x10\n\x08\x63hecksum\x18\x02 \x01(\r\x12\x0c\n\x04last\x18\x03 \x01(\x08\x12\r\n\x05total\x18\x04 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x05 \x01(\x0c\"/\n\tRouteList\x12\"\n\x06routes\x18\x01 \x03(\x0b\x32\x12.holdfast.v1.Route\"f\n\x05\x44\x65lta\x12\x15\n\rfrom_revision\x18\x01 \x01(\x04\x12\x13\n\x0bto_revision\x18\x02 \x01(\x04\x12 \n\x04puts\x18\x03 \x03(\x0b\x32\x12.holdfast.v1.Route\x12\x0f\n\x07\x64\x65letes\x18\x04 \x03(\t\"a\n\x08\x42ookmark\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\x12\x1d\n\x15leader_contact_age_ms\x18\x03 \x01(\x04\x12\x14\n\x0cleader_known\x18\x04 \x01(\x08\"\x88\x01\n\x06GoAway\x12*\n\x06reason\x18\x01 \x01(\x0e\x32\x1a.holdfast.v1.GoAway.Reason\x12\x16\n\x0eretry_after_ms\x18\x02 \x01(\r\":\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x0c\n\x08SHUTDOWN\x10\x01\x12\n\n\x06\x42\x45HIND\x10\x02\x32\xd7\x02\n\x06Routes\x12>\n\x05Write\x12\x19.holdfast.v1.WriteRequest\x1a\x1a.holdfast.v1.WriteResponse\x12\x44\n\x07OpenHub\x12\x1b.holdfast.v1.OpenHubRequest\x1a\x1c.holdfast.v1.OpenHubResponse\x12\x38\n\x03Get\x12\x17.holdfast.v1.GetRequest\x1a\x18.holdfast.v1.GetResponse\x12=\n\x04List\x12\x18.holdfast.v1.ListRequest\x1a\x19.holdfast.v1.ListResponse0\x01\x12N\n\tSubscribe\x12\x1d.holdfast.v1.SubscribeRequest\x1a\x1e.holdfast.v1.SubscribeResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -30,41 +30,45 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_ROUTEREVISION']._serialized_start=325
   _globals['_ROUTEREVISION']._serialized_end=381
   _globals['_WRITEREQUEST']._serialized_start=384
-  _globals['_WRITEREQUEST']._serialized_end=569
-  _globals['_WRITERESPONSE']._serialized_start=572
-  _globals['_WRITERESPONSE']._serialized_end=708
-  _globals['_GETREQUEST']._serialized_start=710
-  _globals['_GETREQUEST']._serialized_end=741
-  _globals['_GETRESPONSE']._serialized_start=743
-  _globals['_GETRESPONSE']._serialized_end=824
-  _globals['_LISTREQUEST']._serialized_start=826
-  _globals['_LISTREQUEST']._serialized_end=874
-  _globals['_LISTRESPONSE']._serialized_start=876
-  _globals['_LISTRESPONSE']._serialized_end=990
-  _globals['_SUBSCRIBEREQUEST']._serialized_start=992
-  _globals['_SUBSCRIBEREQUEST']._serialized_end=1089
-  _globals['_START']._serialized_start=1091
-  _globals['_START']._serialized_end=1199
-  _globals['_ACK']._serialized_start=1201
-  _globals['_ACK']._serialized_end=1240
-  _globals['_SUBSCRIBERESPONSE']._serialized_start=1243
-  _globals['_SUBSCRIBERESPONSE']._serialized_end=1482
-  _globals['_HELLO']._serialized_start=1485
-  _globals['_HELLO']._serialized_end=1657
-  _globals['_HELLO_MODE']._serialized_start=1603
-  _globals['_HELLO_MODE']._serialized_end=1657
-  _globals['_SNAPSHOTCHUNK']._serialized_start=1659
-  _globals['_SNAPSHOTCHUNK']._serialized_end=1753
-  _globals['_ROUTELIST']._serialized_start=1755
-  _globals['_ROUTELIST']._serialized_end=1802
-  _globals['_DELTA']._serialized_start=1804
-  _globals['_DELTA']._serialized_end=1906
-  _globals['_BOOKMARK']._serialized_start=1908
-  _globals['_BOOKMARK']._serialized_end=2005
-  _globals['_GOAWAY']._serialized_start=2008
-  _globals['_GOAWAY']._serialized_end=2144
-  _globals['_GOAWAY_REASON']._serialized_start=2086
-  _globals['_GOAWAY_REASON']._serialized_end=2144
-  _globals['_ROUTES']._serialized_start=2147
-  _globals['_ROUTES']._serialized_end=2420
+  _globals['_WRITEREQUEST']._serialized_end=603
+  _globals['_OPENHUBREQUEST']._serialized_start=605
+  _globals['_OPENHUBREQUEST']._serialized_end=653
+  _globals['_OPENHUBRESPONSE']._serialized_start=655
+  _globals['_OPENHUBRESPONSE']._serialized_end=691
+  _globals['_WRITERESPONSE']._serialized_start=694
+  _globals['_WRITERESPONSE']._serialized_end=830
+  _globals['_GETREQUEST']._serialized_start=832
+  _globals['_GETREQUEST']._serialized_end=863
+  _globals['_GETRESPONSE']._serialized_start=865
+  _globals['_GETRESPONSE']._serialized_end=946
+  _globals['_LISTREQUEST']._serialized_start=948
+  _globals['_LISTREQUEST']._serialized_end=996
+  _globals['_LISTRESPONSE']._serialized_start=998
+  _globals['_LISTRESPONSE']._serialized_end=1112
+  _globals['_SUBSCRIBEREQUEST']._serialized_start=1114
+  _globals['_SUBSCRIBEREQUEST']._serialized_end=1211
+  _globals['_START']._serialized_start=1213
+  _globals['_START']._serialized_end=1321
+  _globals['_ACK']._serialized_start=1323
+  _globals['_ACK']._serialized_end=1362
+  _globals['_SUBSCRIBERESPONSE']._serialized_start=1365
+  _globals['_SUBSCRIBERESPONSE']._serialized_end=1584
+  _globals['_HELLO']._serialized_start=1587
+  _globals['_HELLO']._serialized_end=1759
+  _globals['_HELLO_MODE']._serialized_start=1705
+  _globals['_HELLO_MODE']._serialized_end=1759
+  _globals['_SNAPSHOTCHUNK']._serialized_start=1761
+  _globals['_SNAPSHOTCHUNK']._serialized_end=1855
+  _globals['_ROUTELIST']._serialized_start=1857
+  _globals['_ROUTELIST']._serialized_end=1904
+  _globals['_DELTA']._serialized_start=1906
+  _globals['_DELTA']._serialized_end=2008
+  _globals['_BOOKMARK']._serialized_start=2010
+  _globals['_BOOKMARK']._serialized_end=2107
+  _globals['_GOAWAY']._serialized_start=2110
+  _globals['_GOAWAY']._serialized_end=2246
+  _globals['_GOAWAY_REASON']._serialized_start=2188
+  _globals['_GOAWAY_REASON']._serialized_end=2246
+  _globals['_ROUTES']._serialized_start=2249
+  _globals['_ROUTES']._serialized_end=2592
 # @@protoc_insertion_point(module_scope)

@@ -16,6 +16,8 @@ class RoutesStub(object):
     | namespace            | FAILED_PRECONDITION | the routespec belongs to another namespace; nothing changed
     | session-expired      | FAILED_PRECONDITION | the session is no longer known; open a new one, read back before writing
     | sequence             | FAILED_PRECONDITION | the sequence is not the session's last or next one; a caller's mistake
+    | fenced               | FAILED_PRECONDITION | a newer hub has taken the namespace over; nothing changed; stop writing
+    | hub-unknown          | FAILED_PRECONDITION | the hub epoch was never given here (a restore); OpenHub, read back, write
     | no-leader            | UNAVAILABLE         | nothing written; no leader within the deadline; retry here or elsewhere
     | unknown              | UNAVAILABLE         | perhaps written, perhaps later; retry with the same session and sequence
     | not-ready            | UNAVAILABLE         | this replica has not caught up since its start; ask another one
@@ -35,6 +37,11 @@ class RoutesStub(object):
                 '/holdfast.v1.Routes/Write',
                 request_serializer=holdfast_dot_v1_dot_routes__pb2.WriteRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_routes__pb2.WriteResponse.FromString,
+                )
+        self.OpenHub = channel.unary_unary(
+                '/holdfast.v1.Routes/OpenHub',
+                request_serializer=holdfast_dot_v1_dot_routes__pb2.OpenHubRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_routes__pb2.OpenHubResponse.FromString,
                 )
         self.Get = channel.unary_unary(
                 '/holdfast.v1.Routes/Get',
@@ -64,6 +71,8 @@ class RoutesServicer(object):
     | namespace            | FAILED_PRECONDITION | the routespec belongs to another namespace; nothing changed
     | session-expired      | FAILED_PRECONDITION | the session is no longer known; open a new one, read back before writing
     | sequence             | FAILED_PRECONDITION | the sequence is not the session's last or next one; a caller's mistake
+    | fenced               | FAILED_PRECONDITION | a newer hub has taken the namespace over; nothing changed; stop writing
+    | hub-unknown          | FAILED_PRECONDITION | the hub epoch was never given here (a restore); OpenHub, read back, write
     | no-leader            | UNAVAILABLE         | nothing written; no leader within the deadline; retry here or elsewhere
     | unknown              | UNAVAILABLE         | perhaps written, perhaps later; retry with the same session and sequence
     | not-ready            | UNAVAILABLE         | this replica has not caught up since its start; ask another one
@@ -79,6 +88,15 @@ class RoutesServicer(object):
         When it returns OK the batch is on the disks of a quorum. A batch that changes nothing takes no revision and
         returns the table's present one. With `wait_for_proxies_ms` > 0 the answer waits, at most so long, until every live
         proxy has acknowledged the revision, and says how many did.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OpenHub(self, request, context):
+        """A hub takes a namespace over, and is given an epoch that its writes carry. From then on writes with an older epoch
+        are refused (`fenced`), however late they come: what the hub's predecessor still had under way changes nothing.
+        Repeated by the same hub, it is answered with the same epoch.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -115,6 +133,11 @@ def add_RoutesServicer_to_server(servicer, server):
                     request_deserializer=holdfast_dot_v1_dot_routes__pb2.WriteRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_routes__pb2.WriteResponse.SerializeToString,
             ),
+            'OpenHub': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenHub,
+                    request_deserializer=holdfast_dot_v1_dot_routes__pb2.OpenHubRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_routes__pb2.OpenHubResponse.SerializeToString,
+            ),
             'Get': grpc.unary_unary_rpc_method_handler(
                     servicer.Get,
                     request_deserializer=holdfast_dot_v1_dot_routes__pb2.GetRequest.FromString,
@@ -148,6 +171,8 @@ class Routes(object):
     | namespace            | FAILED_PRECONDITION | the routespec belongs to another namespace; nothing changed
     | session-expired      | FAILED_PRECONDITION | the session is no longer known; open a new one, read back before writing
     | sequence             | FAILED_PRECONDITION | the sequence is not the session's last or next one; a caller's mistake
+    | fenced               | FAILED_PRECONDITION | a newer hub has taken the namespace over; nothing changed; stop writing
+    | hub-unknown          | FAILED_PRECONDITION | the hub epoch was never given here (a restore); OpenHub, read back, write
     | no-leader            | UNAVAILABLE         | nothing written; no leader within the deadline; retry here or elsewhere
     | unknown              | UNAVAILABLE         | perhaps written, perhaps later; retry with the same session and sequence
     | not-ready            | UNAVAILABLE         | this replica has not caught up since its start; ask another one
@@ -171,6 +196,23 @@ class Routes(object):
         return grpc.experimental.unary_unary(request, target, '/holdfast.v1.Routes/Write',
             holdfast_dot_v1_dot_routes__pb2.WriteRequest.SerializeToString,
             holdfast_dot_v1_dot_routes__pb2.WriteResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def OpenHub(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/holdfast.v1.Routes/OpenHub',
+            holdfast_dot_v1_dot_routes__pb2.OpenHubRequest.SerializeToString,
+            holdfast_dot_v1_dot_routes__pb2.OpenHubResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

@@ -1,4 +1,5 @@
 //! Replicas are killed, wiped and kept from each other.
 
+mod divergence;
 mod formation;
 mod restarts;

@@ -124,3 +124,39 @@ async fn p3_a_cluster_that_was_stopped_in_order_comes_back_with_its_table() -> R
     assert_eq!(cluster.routes("default").await?, routes);
     cluster.finish().await
 }
+
+#[tokio::test]
+async fn a_replica_that_stops_ends_the_calls_that_wait_for_a_leader() -> Result<()> {
+    let mut cluster = Cluster::start(3).await?;
+    let survivor = cluster.leader().await?;
+    for (number, replica) in cluster.replicas.iter_mut().enumerate() {
+        if number != survivor {
+            replica.process.kill();
+        }
+    }
+    let writer = cluster.writer("default", Duration::ZERO)?;
+    let route = holdfast_table::Route::parse("/user/late/", "http://10.0.0.1:8888", "{}", "")?;
+    let write = tokio::spawn(async move { writer.put(route).await });
+    let survivor = &mut cluster.replicas[survivor];
+    until("it has given up leading", SOON, async || {
+        let role = survivor.status().await.map(|status| status.leader_contact_age_ms);
+        if role.as_ref().is_ok_and(|age| *age > 500) {
+            Ok(())
+        } else {
+            Err(format!("{role:?}"))
+        }
+    })
+    .await?;
+    let began = std::time::Instant::now();
+    let stopped = survivor.process.terminate(SOON).await?;
+    ensure!(stopped.success(), "{stopped}");
+    let took = began.elapsed();
+    ensure!(took < Duration::from_secs(3), "it took {took:?} to stop");
+    ensure!(
+        !write.is_finished(),
+        "nobody could decide that write: it should be trying still"
+    );
+    write.abort();
+    cluster.keep_quiet();
+    Ok(())
+}

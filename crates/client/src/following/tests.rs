@@ -173,7 +173,7 @@ fn after_a_digest_mismatch_only_a_fresh_snapshot_will_do() {
     let start = following.start("p0", true);
     assert_eq!(
         (start.has_table, start.cluster_id.as_str(), start.revision),
-        (false, "", 0)
+        (false, CLUSTER, 3)
     );
     following.take(hello_frame(Mode::Resume, CLUSTER, 1, 3)).unwrap_err();
 

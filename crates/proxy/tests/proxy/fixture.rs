@@ -112,6 +112,10 @@ impl Routes for Script {
         Err(Status::unimplemented("a proxy writes nothing"))
     }
 
+    async fn open_hub(&self, _: Request<proto::OpenHubRequest>) -> Result<Response<proto::OpenHubResponse>, Status> {
+        Err(Status::unimplemented("a proxy is no hub"))
+    }
+
     async fn get(&self, _: Request<proto::GetRequest>) -> Result<Response<proto::GetResponse>, Status> {
         Err(Status::unimplemented("a proxy gets nothing"))
     }
@@ -176,12 +180,13 @@ fn delta(from: &Table, to: &Table) -> Frame {
         .iter()
         .filter(|entry| from.get(entry.route.spec.key()) != Some(entry));
     let deletes = from.iter().filter(|entry| to.get(entry.route.spec.key()).is_none());
-    Frame::Delta(proto::Delta {
+    let delta = proto::Delta {
         from_revision: from.revision().0,
         to_revision: to.revision().0,
         puts: puts.map(|entry| entry.as_ref().into()).collect(),
         deletes: deletes.map(|entry| entry.route.spec.as_str().to_owned()).collect(),
-    })
+    };
+    Frame::Delta(delta.encode_to_vec().into())
 }
 
 fn bookmark(table: &Table) -> Frame {

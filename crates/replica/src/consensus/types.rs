@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use bytes::Bytes;
-use holdfast_table::{Rejection, State, Written};
+use holdfast_table::{HubEpoch, Rejection, State, Written};
 use holdfast_wire::proto;
 
 openraft::declare_raft_types!(
@@ -46,6 +46,8 @@ impl fmt::Debug for Proposal {
 pub enum Applied {
     /// A command was decided.
     Write(Result<Written, Rejection>),
+    /// A hub was let in.
+    Hub(Result<HubEpoch, Rejection>),
     /// A blank or membership entry.
     Nothing,
 }

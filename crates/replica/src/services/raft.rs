@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _};
-use holdfast_table::Revision;
+use holdfast_table::{Epoch, Revision};
 use holdfast_wire::proto;
 use holdfast_wire::proto::raft_server::Raft;
 use openraft::raft::{
@@ -262,6 +262,29 @@ impl Raft for RaftService {
             live: progress.live,
             synced: progress.synced,
             lagging: progress.lagging,
+        }))
+    }
+
+    async fn compare(
+        &self,
+        request: Request<proto::CompareRequest>,
+    ) -> Result<Response<proto::CompareResponse>, Status> {
+        // A replica that is a little behind gets there; one that is far behind has nothing to say.
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let request = request.into_inner();
+        let published = self.admit(request.peer.as_ref())?.published().clone();
+        let (epoch, revision) = (Epoch(request.epoch), Revision(request.revision));
+        let mut applied = published.applied();
+        let reached = applied.wait_for(|_| published.load().state.table.revision() >= revision);
+        let _ = tokio::time::timeout(PATIENCE, reached).await;
+        let table = published.load().state.table.clone();
+        let now = (table.epoch(), table.revision()) == (epoch, revision);
+        let digest = match now {
+            true => Some(table.digest()),
+            false => published.digest_at(epoch, revision),
+        };
+        Ok(Response::new(proto::CompareResponse {
+            digest: digest.map_or_else(Default::default, |digest| digest.to_bytes().to_vec().into()),
         }))
     }
 }

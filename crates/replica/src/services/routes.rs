@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::{Stream, StreamExt as _};
-use holdfast_table::{Command, Entry, Epoch, Namespace, Revision, RouteSpec, Written};
+use holdfast_table::{Command, Entry, Epoch, HubEpoch, HubId, Namespace, Revision, RouteSpec, Written};
 use holdfast_wire::errors::{self, Reason};
 use holdfast_wire::proto;
 use holdfast_wire::proto::routes_client::RoutesClient;
@@ -13,6 +13,7 @@ use holdfast_wire::proto::routes_server::Routes;
 use prost::Message as _;
 use tokio::time::Instant;
 use tonic::metadata::MetadataValue;
+use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{Context, hint, hinted, patience};
@@ -35,16 +36,44 @@ impl Routes for RoutesService {
     async fn write(&self, request: Request<proto::WriteRequest>) -> Result<Response<proto::WriteResponse>, Status> {
         let began = Instant::now();
         let consensus = self.0.member()?;
-        let deadline = began + patience(request.metadata());
-        let forwarded = request.metadata().contains_key(errors::FORWARDED);
+        let (deadline, forwarded) = terms(&request, began);
         let request = request.into_inner();
         // Refused here whoever leads: a bad batch costs nobody else anything.
         let command = Command::try_from(&request).map_err(errors::invalid)?;
-        let answer = self.decide(&consensus, request, &command, deadline, forwarded).await;
+        let _held = self.0.admission.take(request.encoded_len())?;
+        let propose = || async {
+            match consensus.propose(&command, request.retry, now_ms(), deadline).await {
+                Ok(written) => Ok(self.answer(&consensus, &request, written).await),
+                Err(error) => Err(error),
+            }
+        };
+        let forward = |mut leader: Leader| {
+            let request = leader.request(&request, deadline);
+            async move { leader.client.write(request).await }
+        };
+        let answer = self.decide(&consensus, deadline, forwarded, propose, forward).await;
         self.0.metrics.write(began.elapsed(), answer.is_ok());
-        let mut response = answer.map_err(|status| hinted(status, &consensus))?;
-        hint(response.metadata_mut(), &consensus);
-        Ok(response)
+        respond(answer, &consensus)
+    }
+
+    async fn open_hub(
+        &self,
+        request: Request<proto::OpenHubRequest>,
+    ) -> Result<Response<proto::OpenHubResponse>, Status> {
+        let consensus = self.0.member()?;
+        let (deadline, forwarded) = terms(&request, Instant::now());
+        let request = request.into_inner();
+        <(Namespace, HubId)>::try_from(&request).map_err(errors::invalid)?;
+        let propose = || async {
+            let opened = consensus.open_hub(&request, now_ms(), deadline).await;
+            opened.map(|HubEpoch(hub_epoch)| proto::OpenHubResponse { hub_epoch })
+        };
+        let forward = |mut leader: Leader| {
+            let request = leader.request(&request, deadline);
+            async move { leader.client.open_hub(request).await }
+        };
+        let answer = self.decide(&consensus, deadline, forwarded, propose, forward).await;
+        respond(answer, &consensus)
     }
 
     async fn get(&self, request: Request<proto::GetRequest>) -> Result<Response<proto::GetResponse>, Status> {
@@ -115,70 +144,55 @@ impl Routes for RoutesService {
 }
 
 impl RoutesService {
-    async fn decide(
+    /// Has the leader decide: here, or by forwarding once. Waits through an election or a transfer, until `deadline` or
+    /// until this replica stops.
+    async fn decide<T, P, F>(
         &self,
         consensus: &Consensus,
-        request: proto::WriteRequest,
-        command: &Command,
         deadline: Instant,
         forwarded: bool,
-    ) -> Result<Response<proto::WriteResponse>, Status> {
-        loop {
-            if consensus.is_leader() {
-                match consensus.propose(command, now_ms(), deadline).await {
-                    Ok(written) => return Ok(Response::new(self.answer(consensus, &request, written).await)),
-                    Err(ProposeError::Rejected(rejection)) => return Err(errors::rejected(&rejection)),
-                    Err(error @ ProposeError::Unknown) => return Err(Reason::Unknown.status(error.to_string())),
-                    Err(ProposeError::NotLeader) => {}
-                }
-            } else if !forwarded
-                && let Some((id, node)) = consensus.leader().filter(|(id, _)| *id != consensus.identity().node_id)
-            {
-                match self.forward(consensus, &node.client_address, &request, deadline).await {
-                    // It was not the leader any more, or not reachable at all: nothing was written, the search goes on.
-                    Err(status) if Reason::from_status(&status) == Some(Reason::NoLeader) => {
-                        tracing::debug!(leader = id, "a forwarded write found no leader there");
+        propose: impl Fn() -> P,
+        forward: impl Fn(Leader) -> F,
+    ) -> Result<T, Status>
+    where
+        P: Future<Output = Result<T, ProposeError>>,
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let decided = async {
+            loop {
+                if consensus.is_leader() {
+                    match propose().await {
+                        Ok(answer) => return Ok(answer),
+                        Err(ProposeError::Rejected(rejection)) => return Err(errors::rejected(&rejection)),
+                        Err(error @ ProposeError::Unknown) => return Err(Reason::Unknown.status(error.to_string())),
+                        Err(ProposeError::NotLeader) => {}
                     }
-                    answered => return answered,
+                } else if forwarded {
+                    return Err(Reason::NoLeader.status("nothing was written: this replica does not lead"));
+                } else if let Some((id, node)) = consensus.leader()
+                    && id != consensus.identity().node_id
+                {
+                    match forwarded_to(consensus, &node.client_address, &forward).await {
+                        // It was not the leader any more, or not reachable at all: nothing was written, the search goes on.
+                        Err(status) if Reason::from_status(&status) == Some(Reason::NoLeader) => {
+                            tracing::debug!(leader = id, "a forwarded write found no leader there");
+                        }
+                        answered => return answered,
+                    }
                 }
-            } else if forwarded {
-                return Err(Reason::NoLeader.status("nothing was written: this replica does not lead"));
+                if self.0.stopping.is_cancelled() {
+                    return Err(Reason::NoLeader.status("nothing was written: this replica stops; ask another one"));
+                }
+                if Instant::now() + LEADER_RETRY >= deadline {
+                    let message = "nothing was written: no leader within the deadline";
+                    return Err(Reason::NoLeader.status(message));
+                }
+                tokio::time::sleep(LEADER_RETRY).await;
             }
-            if Instant::now() + LEADER_RETRY >= deadline {
-                return Err(no_leader(
-                    consensus,
-                    "nothing was written: no leader within the deadline",
-                ));
-            }
-            tokio::time::sleep(LEADER_RETRY).await;
-        }
-    }
-
-    async fn forward(
-        &self,
-        consensus: &Consensus,
-        address: &str,
-        request: &proto::WriteRequest,
-        deadline: Instant,
-    ) -> Result<Response<proto::WriteResponse>, Status> {
-        let unreachable =
-            || Reason::NoLeader.status(format!("nothing was written: the leader at {address} is not reachable"));
-        let channel = consensus.channel(address).ok_or_else(unreachable)?;
-        let mut client = RoutesClient::new(channel)
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let mut request = Request::new(request.clone());
-        request.set_timeout(deadline.saturating_duration_since(Instant::now()));
-        request
-            .metadata_mut()
-            .insert(errors::FORWARDED, MetadataValue::from_static("1"));
-        match client.write(request).await {
-            Ok(response) => Ok(Response::new(response.into_inner())),
-            Err(status) if Reason::from_status(&status).is_some() => Err(status),
-            Err(status) if never_sent(&status) => Err(unreachable()),
-            Err(status) => {
-                Err(Reason::Unknown.status(format!("the leader at {address} gave no answer: {}", status.message())))
-            }
+        };
+        tokio::select! {
+            answer = decided => answer,
+            () = self.0.stopped() => Err(Reason::Unknown.status("this replica stopped before the write was decided")),
         }
     }
 
@@ -247,6 +261,53 @@ impl RoutesService {
         );
         others.into_iter().flatten().for_each(|other| progress.add(other));
         progress
+    }
+}
+
+/// How long a call may take, and whether another replica has passed it on.
+fn terms<T>(request: &Request<T>, began: Instant) -> (Instant, bool) {
+    let deadline = began + patience(request.metadata());
+    (deadline, request.metadata().contains_key(errors::FORWARDED))
+}
+
+fn respond<T>(answer: Result<T, Status>, consensus: &Consensus) -> Result<Response<T>, Status> {
+    let mut response = Response::new(answer.map_err(|status| hinted(status, consensus))?);
+    hint(response.metadata_mut(), consensus);
+    Ok(response)
+}
+
+/// Whom a call is passed on to.
+struct Leader {
+    client: RoutesClient<Channel>,
+}
+
+impl Leader {
+    fn request<T: Clone>(&self, message: &T, deadline: Instant) -> Request<T> {
+        let mut request = Request::new(message.clone());
+        request.set_timeout(deadline.saturating_duration_since(Instant::now()));
+        let metadata = request.metadata_mut();
+        metadata.insert(errors::FORWARDED, MetadataValue::from_static("1"));
+        request
+    }
+}
+
+async fn forwarded_to<T, F>(consensus: &Consensus, address: &str, forward: impl Fn(Leader) -> F) -> Result<T, Status>
+where
+    F: Future<Output = Result<Response<T>, Status>>,
+{
+    let unreachable =
+        || Reason::NoLeader.status(format!("nothing was written: the leader at {address} is not reachable"));
+    let channel = consensus.channel(address).ok_or_else(unreachable)?;
+    let client = RoutesClient::new(channel)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    match forward(Leader { client }).await {
+        Ok(response) => Ok(response.into_inner()),
+        Err(status) if Reason::from_status(&status).is_some() => Err(status),
+        Err(status) if never_sent(&status) => Err(unreachable()),
+        Err(status) => {
+            Err(Reason::Unknown.status(format!("the leader at {address} gave no answer: {}", status.message())))
+        }
     }
 }
 

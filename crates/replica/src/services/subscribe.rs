@@ -1,23 +1,26 @@
 //! One subscriber's stream, from its start to its end.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use holdfast_table::{Delta, Epoch, Revision, State};
+use holdfast_table::{Epoch, Revision};
 use holdfast_wire::errors::Reason;
 use holdfast_wire::proto;
 use proto::hello::Mode;
 use proto::subscribe_response::Frame;
-use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::watch;
+use tokio::time::{Interval, MissedTickBehavior};
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::routes::RoutesService;
 use super::{Context, protocol_error};
 use crate::consensus::Consensus;
 use crate::feed::Registration;
+use crate::feed::snapshot::EncodedSnapshot;
+use crate::feed::tape;
 use crate::storage::state_machine::Position;
 use holdfast_wire::proto::routes_server::Routes;
 
@@ -25,15 +28,11 @@ const START_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a subscriber that is ahead of this replica is made to wait before it is sent elsewhere.
 const BEHIND_PATIENCE: Duration = Duration::from_secs(2);
 const BOOKMARK_EVERY: Duration = Duration::from_secs(1);
-/// Several writes in so short a time make one delta.
-const COALESCE: Duration = Duration::from_millis(2);
-/// Frames on their way to one subscriber; what comes after is merged until they are gone.
-const FRAMES_MAX: usize = 8;
+/// A change of so few routes is sent as a delta, however small the table is.
+const SMALL: usize = 1_000;
 const GO_AWAY_SPREAD_MS: u32 = 100;
 
-type Sender = mpsc::Sender<Result<proto::SubscribeResponse, Status>>;
-
-/// The subscriber has gone, or was sent away.
+/// The replica stops, or cannot make what the subscriber needs: the stream ends.
 struct Ended;
 
 pub async fn subscribe(
@@ -53,33 +52,42 @@ pub async fn subscribe(
     };
     let registration = context.feed.register(&start, address);
     let registration = registration.ok_or_else(|| Reason::Overloaded.status("too many subscribers on this replica"))?;
-    let registration = Arc::new(registration);
-    let (sender, receiver) = mpsc::channel(FRAMES_MAX);
-    context
-        .streams
-        .spawn(listen(context.clone(), registration.clone(), requests, sender.clone()));
+    let gone = CancellationToken::new();
+    let acknowledgements = listen(context.clone(), registration, requests, gone.clone());
+    context.streams.spawn(acknowledgements);
+    let mut bookmarks = tokio::time::interval(BOOKMARK_EVERY);
+    bookmarks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let stream = Stream {
-        context: context.clone(),
+        end: context.feed.tape.end(),
+        context,
         consensus,
-        sender,
+        start: Some(start),
         cursor: Revision(0),
-        _registration: registration,
+        pending: VecDeque::new(),
+        sending: None,
+        bookmarks,
+        bookmark_due: false,
+        over: false,
+        _gone: gone.drop_guard(),
     };
-    context.streams.spawn(stream.run(start));
-    Ok(Response::new(ReceiverStream::new(receiver).boxed()))
+    let frames = futures_util::stream::unfold(stream, async |mut stream| {
+        let frame = stream.next().await?;
+        Some((Ok(proto::SubscribeResponse { frame: Some(frame) }), stream))
+    });
+    Ok(Response::new(frames.boxed()))
 }
 
 /// Takes acknowledgements until the subscriber goes.
 async fn listen(
     context: Arc<Context>,
-    registration: Arc<Registration>,
+    registration: Registration,
     mut requests: Streaming<proto::SubscribeRequest>,
-    sender: Sender,
+    gone: CancellationToken,
 ) {
     loop {
         let request = tokio::select! {
             () = context.stopping.cancelled() => return,
-            () = sender.closed() => return,
+            () = gone.cancelled() => return,
             request = requests.message() => request,
         };
         match request {
@@ -94,147 +102,205 @@ async fn listen(
     }
 }
 
+/// One subscriber's frames. Asked for the next one only when the connection takes one, by the task that serves the
+/// connection: so a slow subscriber has nothing waiting for it here.
 struct Stream {
     context: Arc<Context>,
     consensus: Consensus,
-    sender: Sender,
+    end: watch::Receiver<Option<Arc<Position>>>,
+    // Taken when the first frame is asked for.
+    start: Option<proto::Start>,
+    // What the subscriber was sent, or will have been once `pending` and `sending` are through.
     cursor: Revision,
-    _registration: Arc<Registration>,
+    pending: VecDeque<Frame>,
+    sending: Option<Sending>,
+    bookmarks: Interval,
+    bookmark_due: bool,
+    over: bool,
+    // Tells the task that listens to it.
+    _gone: DropGuard,
+}
+
+/// A snapshot on its way.
+struct Sending {
+    snapshot: Arc<EncodedSnapshot>,
+    // Of the next chunk.
+    at: usize,
+    turn: Option<DropGuard>,
 }
 
 impl Stream {
-    async fn run(mut self, start: proto::Start) {
+    async fn next(&mut self) -> Option<Frame> {
+        if self.over {
+            return None;
+        }
         let stopping = self.context.stopping.clone();
-        tokio::select! {
-            _ = self.follow(start) => {}
+        let frame = tokio::select! {
+            biased;
             () = stopping.cancelled() => {
-                // Not waited for: a subscriber that takes nothing finds out by itself.
                 let retry_after_ms = rand::random_range(0..GO_AWAY_SPREAD_MS);
-                let _ = self.sender.try_send(Ok(frame(go_away(proto::go_away::Reason::Shutdown, retry_after_ms))));
+                go_away(proto::go_away::Reason::Shutdown, retry_after_ms)
+            }
+            frame = self.frame() => frame.ok()?,
+        };
+        self.over = matches!(frame, Frame::GoAway(_));
+        Some(frame)
+    }
+
+    async fn frame(&mut self) -> Result<Frame, Ended> {
+        loop {
+            if let Some(start) = self.start.take() {
+                self.begin(&start).await?;
+            }
+            if let Some(frame) = self.pending.pop_front() {
+                return Ok(frame);
+            }
+            if self.sending.is_some() {
+                match self.chunk().await {
+                    Some(frame) => return Ok(frame),
+                    None => continue,
+                }
+            }
+            let position = self.position().await?;
+            if self.cursor != position.state.table.revision() {
+                match self.delta(&position) {
+                    Some(frame) => return Ok(frame),
+                    None => self.snapshot(&position).await?,
+                }
+                continue;
+            }
+            if std::mem::take(&mut self.bookmark_due) {
+                return Ok(self.bookmark(&position));
+            }
+            tokio::select! {
+                changed = self.end.changed() => changed.map_err(|_| Ended)?,
+                _ = self.bookmarks.tick() => self.bookmark_due = true,
             }
         }
     }
 
-    async fn follow(&mut self, start: proto::Start) -> Result<(), Ended> {
-        self.begin(&start).await?;
-        let mut applied = self.consensus.published().applied();
-        let mut bookmarks = tokio::time::interval(BOOKMARK_EVERY);
-        bookmarks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                _ = bookmarks.tick() => {
-                    let position = self.catch_up().await?;
-                    self.bookmark(&position).await?;
-                }
-                changed = applied.changed() => {
-                    changed.map_err(|_| Ended)?;
-                    tokio::time::sleep(COALESCE).await;
-                    applied.mark_unchanged();
-                    self.catch_up().await?;
-                }
-                () = self.sender.closed() => return Err(Ended),
-            }
-        }
+    /// The state at the end of the tape.
+    async fn position(&mut self) -> Result<Arc<Position>, Ended> {
+        let end = self.end.wait_for(Option::is_some).await.map_err(|_| Ended)?;
+        end.clone().ok_or(Ended)
     }
 
     /// Says hello, in one of the two ways.
     async fn begin(&mut self, start: &proto::Start) -> Result<(), Ended> {
         let revision = Revision(start.revision);
-        let position = self.consensus.published().load();
-        let own = start.has_table
-            && start.cluster_id == self.consensus.identity().cluster_id
+        let position = self.position().await?;
+        let own = start.cluster_id == self.consensus.identity().cluster_id
             && Epoch(start.epoch) == position.state.table.epoch();
-        if own && self.reached(revision).await.is_none() {
-            self.send(go_away(proto::go_away::Reason::Behind, 0)).await?;
-            return Err(Ended);
+        if own && !self.reached(revision).await {
+            self.pending.push_back(go_away(proto::go_away::Reason::Behind, 0));
+            return Ok(());
         }
-        let position = self.consensus.published().load();
-        let table = &position.state.table;
-        let delta = worth_a_delta(&position.state, revision).filter(|_| own);
-        if delta.is_none() {
-            return self.snapshot().await;
+        let position = self.position().await?;
+        if own {
+            self.cursor = revision;
         }
-        self.cursor = revision;
-        self.hello(Mode::Resume, table.epoch(), revision).await
-    }
-
-    /// Never older state than the subscriber has seen: not even for a moment after a restart.
-    async fn reached(&self, revision: Revision) -> Option<()> {
-        let deadline = Instant::now() + BEHIND_PATIENCE;
-        let mut applied = self.consensus.published().applied();
-        while self.consensus.published().load().state.table.revision() < revision {
-            tokio::time::timeout_at(deadline, applied.changed()).await.ok()?.ok()?;
+        if !own || !start.has_table || !worth_a_delta(&position, revision) {
+            return self.snapshot(&position).await;
         }
-        Some(())
-    }
-
-    /// Sends what the subscriber lacks, as one delta or, if too much has changed, as a snapshot.
-    async fn catch_up(&mut self) -> Result<Arc<Position>, Ended> {
-        loop {
-            let position = self.consensus.published().load();
-            let state = &position.state;
-            if state.table.revision() == self.cursor {
-                return Ok(position);
-            }
-            match worth_a_delta(state, self.cursor) {
-                Some(delta) => {
-                    self.send(Frame::Delta((&delta).into())).await?;
-                    self.cursor = delta.to;
-                }
-                None => self.snapshot().await?,
-            }
-        }
-    }
-
-    async fn snapshot(&mut self) -> Result<(), Ended> {
-        let position = self.consensus.published().load();
-        let snapshot = self.context.feed.snapshot(&position.state).await.map_err(|error| {
-            tracing::error!(%error, "a snapshot could not be encoded");
-            Ended
-        })?;
-        self.hello(Mode::Snapshot, snapshot.epoch, snapshot.revision).await?;
-        for chunk in &snapshot.chunks {
-            self.send(Frame::SnapshotChunk(chunk.clone())).await?;
-        }
-        self.context.metrics.snapshot_sent();
-        self.cursor = snapshot.revision;
+        let hello = self.hello(Mode::Resume, position.state.table.epoch(), revision);
+        self.pending.push_back(hello);
         Ok(())
     }
 
-    async fn hello(&self, mode: Mode, epoch: Epoch, revision: Revision) -> Result<(), Ended> {
+    /// Never older state than the subscriber has seen: not even for a moment after a restart.
+    async fn reached(&mut self, revision: Revision) -> bool {
+        let there = |end: &Option<Arc<Position>>| {
+            end.as_ref()
+                .is_some_and(|position| position.state.table.revision() >= revision)
+        };
+        let reached = tokio::time::timeout(BEHIND_PATIENCE, self.end.wait_for(there)).await;
+        matches!(reached, Ok(Ok(_)))
+    }
+
+    /// Leads on from the cursor; `None` if only a snapshot does.
+    fn delta(&mut self, position: &Position) -> Option<Frame> {
+        if let Some(recorded) = self.context.feed.tape.after(self.cursor) {
+            self.cursor = recorded.to;
+            return Some(Frame::Delta(recorded.bytes));
+        }
+        let delta = tape::delta(&position.state, self.cursor, delta_routes_max(position))?;
+        self.cursor = delta.to;
+        Some(Frame::Delta(tape::encode(&delta)))
+    }
+
+    async fn snapshot(&mut self, position: &Position) -> Result<(), Ended> {
+        let snapshot = self.context.feed.snapshots.near(&position.state, self.cursor).await;
+        let snapshot = snapshot.map_err(|error| {
+            tracing::error!(%error, "a snapshot could not be encoded; its subscriber is let go");
+            Ended
+        })?;
+        let hello = self.hello(Mode::Snapshot, snapshot.epoch, snapshot.revision);
+        self.pending.push_back(hello);
+        self.cursor = snapshot.revision;
+        self.sending = Some(Sending {
+            snapshot,
+            at: 0,
+            turn: None,
+        });
+        Ok(())
+    }
+
+    /// The next chunk of the snapshot, or a bookmark as long as it is not its turn; `None` after the last.
+    async fn chunk(&mut self) -> Option<Frame> {
+        let sending = self.sending.as_mut()?;
+        if sending.turn.is_none() {
+            tokio::select! {
+                turn = self.context.feed.snapshots.turn(&self.context.streams) => sending.turn = Some(turn),
+                // Or the subscriber would take the silence for a dead replica.
+                _ = self.bookmarks.tick() => {
+                    let position = self.end.borrow().clone()?;
+                    return Some(self.bookmark(&position));
+                }
+            }
+        }
+        let chunk = sending.snapshot.chunks.get(sending.at).cloned();
+        sending.at += 1;
+        if chunk.is_none() {
+            self.sending = None;
+            self.context.metrics.snapshot_sent();
+        }
+        chunk.map(Frame::SnapshotChunk)
+    }
+
+    fn hello(&self, mode: Mode, epoch: Epoch, revision: Revision) -> Frame {
         let identity = self.consensus.identity();
-        self.send(Frame::Hello(proto::Hello {
+        Frame::Hello(proto::Hello {
             mode: mode.into(),
             cluster_id: identity.cluster_id.clone(),
             epoch: epoch.0,
             revision: revision.0,
             replica: identity.name.clone(),
-        }))
-        .await
+        })
     }
 
-    async fn bookmark(&self, position: &Position) -> Result<(), Ended> {
+    fn bookmark(&self, position: &Position) -> Frame {
         let table = &position.state.table;
         let age = self.consensus.leader_contact_age();
-        self.send(Frame::Bookmark(proto::Bookmark {
+        Frame::Bookmark(proto::Bookmark {
             revision: table.revision().0,
             digest: table.digest().to_bytes().to_vec().into(),
             leader_contact_age_ms: age.map_or(u64::MAX, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
-            leader_known: age.is_some() && self.consensus.leader().is_some(),
-        }))
-        .await
-    }
-
-    async fn send(&self, content: Frame) -> Result<(), Ended> {
-        self.sender.send(Ok(frame(content))).await.map_err(|_| Ended)
+            leader_known: age.is_some() && self.consensus.knows_leader(),
+        })
     }
 }
 
-/// What leads from `from` to the present, unless a snapshot is smaller or the only way.
-fn worth_a_delta(state: &State, from: Revision) -> Option<Delta> {
-    const SMALL: usize = 1_000;
-    let delta = state.history.since(from, &state.table)?;
-    (delta.len() <= SMALL.max(state.table.len() / 2)).then_some(delta)
+/// False if a snapshot is smaller than what leads from `from` to the present, or the only way.
+fn worth_a_delta(position: &Position, from: Revision) -> bool {
+    let state = &position.state;
+    let changed = state
+        .history
+        .changed_since(from, &state.table, delta_routes_max(position));
+    changed.is_some()
+}
+
+fn delta_routes_max(position: &Position) -> usize {
+    SMALL.max(position.state.table.len() / 2)
 }
 
 fn go_away(reason: proto::go_away::Reason, retry_after_ms: u32) -> Frame {
@@ -242,8 +308,4 @@ fn go_away(reason: proto::go_away::Reason, retry_after_ms: u32) -> Frame {
         reason: reason.into(),
         retry_after_ms,
     })
-}
-
-fn frame(frame: Frame) -> proto::SubscribeResponse {
-    proto::SubscribeResponse { frame: Some(frame) }
 }

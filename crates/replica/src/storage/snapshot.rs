@@ -4,7 +4,9 @@ use std::io;
 
 use holdfast_table::history::History;
 use holdfast_table::sessions::{Session, SessionId, Sessions};
-use holdfast_table::{Digest, Entry, Epoch, Rejection, Revision, RouteSpec, State, Table, Written};
+use holdfast_table::{
+    Digest, Entry, Epoch, Hub, HubEpoch, HubId, Hubs, Namespace, Rejection, Revision, RouteSpec, State, Table, Written,
+};
 use holdfast_wire::errors::Reason;
 use holdfast_wire::proto;
 use prost::Message as _;
@@ -27,6 +29,7 @@ pub fn header(state: &State) -> proto::StateHeader {
         horizon: state.history.horizon().0,
         digest: table.digest().to_bytes().to_vec().into(),
         routes: table.len() as u64,
+        hubs: state.hubs.iter().map(hub_out).collect(),
     }
 }
 
@@ -193,11 +196,28 @@ pub fn assemble(header: &proto::StateHeader, rows: Rows) -> io::Result<State> {
     for (id, session) in rows.sessions {
         sessions.record(id, session);
     }
+    let hubs = header.hubs.iter().map(hub_in).collect::<io::Result<Vec<_>>>()?;
     Ok(State {
         table,
         history,
         sessions,
+        hubs: Hubs::new(hubs),
     })
+}
+
+fn hub_out((namespace, hub): (&Namespace, &Hub)) -> proto::Hub {
+    proto::Hub {
+        namespace: namespace.as_str().to_owned(),
+        hub_epoch: hub.epoch.0,
+        id: hub.id.to_vec().into(),
+    }
+}
+
+fn hub_in(hub: &proto::Hub) -> io::Result<(Namespace, Hub)> {
+    let namespace = Namespace::parse(&hub.namespace).map_err(|error| corrupt(error.to_string()))?;
+    let id = HubId::try_from(&hub.id[..]).map_err(|_| corrupt("a hub id that is not 16 bytes"))?;
+    let epoch = HubEpoch(hub.hub_epoch);
+    Ok((namespace, Hub { epoch, id }))
 }
 
 pub fn tombstone_out(routespec: &str, revision: Revision) -> proto::Tombstone {
@@ -259,10 +279,11 @@ pub fn session_in(session: proto::Session) -> io::Result<(SessionId, Session)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use holdfast_table::{Batch, Command, Namespace, Route};
+    use holdfast_table::{Batch, Command, Route};
 
     fn state(routes: usize) -> State {
         let mut state = State::default();
+        state.open_hub(&Namespace::default(), [7; 16]).unwrap();
         for n in 0..routes {
             let route = Route::parse(&format!("/user/{n}/"), "http://10.0.0.1:1", r#"{"user":"x"}"#, "").unwrap();
             let session = Some(([(n % 7) as u8; 16], n as u64 / 7 + 1));
@@ -298,6 +319,7 @@ mod tests {
             let copy = decoder.finish().unwrap();
             assert_eq!(copy.table.digest(), state.table.digest());
             assert_eq!(copy.sessions.len(), state.sessions.len());
+            assert_eq!(copy.hubs, state.hubs);
             let from = Revision(state.table.revision().0 / 2);
             let sorted = |state: &State| {
                 let mut delta = state.history.since(from, &state.table).unwrap();

@@ -1,13 +1,16 @@
 //! The state machine: the table in memory, its durable mirror in RocksDB, and whoever wants to see it change.
 
+use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::{Stream, StreamExt as _};
-use holdfast_table::{Command, Outcome, State};
+use holdfast_table::{Command, Digest, Epoch, Outcome, Revision, State, Table};
+use holdfast_wire::convert::ConvertError;
 use holdfast_wire::proto;
+use holdfast_wire::proto::command::Command as Content;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use prost::Message as _;
@@ -39,6 +42,30 @@ pub struct Position {
 pub struct Published {
     current: Arc<ArcSwap<Position>>,
     applied: watch::Receiver<u64>,
+    digests: Arc<Mutex<Digests>>,
+}
+
+/// The digests of the newest revisions.
+#[derive(Default)]
+struct Digests(VecDeque<(Epoch, Revision, Digest)>);
+
+impl Digests {
+    /// Enough for the slowest answer to a comparison under the fastest writes.
+    const MAX: usize = 65_536;
+
+    fn note(&mut self, table: &Table) {
+        self.0.push_back((table.epoch(), table.revision(), table.digest()));
+        if self.0.len() > Self::MAX {
+            self.0.pop_front();
+        }
+    }
+
+    fn at(&self, epoch: Epoch, revision: Revision) -> Option<Digest> {
+        let at = self
+            .0
+            .binary_search_by_key(&(epoch, revision), |(epoch, revision, _)| (*epoch, *revision));
+        at.ok().and_then(|at| self.0.get(at)).map(|(.., digest)| *digest)
+    }
 }
 
 impl Published {
@@ -50,6 +77,11 @@ impl Published {
     /// Changes with every applied batch of entries; holds the index of the last.
     pub fn applied(&self) -> watch::Receiver<u64> {
         self.applied.clone()
+    }
+
+    /// The digest that the table had at a revision; `None` if that is too long ago, or has not been.
+    pub fn digest_at(&self, epoch: Epoch, revision: Revision) -> Option<Digest> {
+        self.digests.lock().expect("nobody panics with it").at(epoch, revision)
     }
 
     /// The state once the entry at `index` is applied; `None` if that takes longer than `timeout`.
@@ -70,6 +102,7 @@ pub struct StateMachine {
     generation: u32,
     published: Arc<ArcSwap<Position>>,
     applied: watch::Sender<u64>,
+    digests: Arc<Mutex<Digests>>,
 }
 
 impl StateMachine {
@@ -81,11 +114,14 @@ impl StateMachine {
         let (position, generation) = load(&store).map_err(|error| store.damaged(format!("table: {error}")))?;
         let current = Arc::new(ArcSwap::from_pointee(position.clone()));
         let (applied, receiver) = watch::channel(position.applied.map_or(0, |log_id| log_id.index));
+        let digests = Arc::new(Mutex::new(Digests::default()));
         let published = Published {
             current: current.clone(),
             applied: receiver,
+            digests: digests.clone(),
         };
         let machine = StateMachine {
+            digests,
             store,
             position,
             generation,
@@ -98,6 +134,11 @@ impl StateMachine {
     #[cfg(test)]
     pub fn state(&self) -> &State {
         &self.position.state
+    }
+
+    fn note_digest(&self) {
+        let mut digests = self.digests.lock().expect("nobody panics with it");
+        digests.note(&self.position.state.table);
     }
 
     fn publish(&self) {
@@ -119,11 +160,24 @@ impl StateMachine {
     fn apply_command(&mut self, batch: &mut WriteBatch, index: u64, proposal: &Proposal) -> io::Result<Applied> {
         let damaged = |problem: String| corrupt(format!("log entry {index}: {problem}"));
         let command = proto::Command::decode(proposal.0.clone()).map_err(|error| damaged(error.to_string()))?;
-        let write = command.write.ok_or_else(|| damaged("no write in it".into()))?;
-        let command = Command::try_from(&write).map_err(|error| damaged(error.to_string()))?;
-        let outcome = self.position.state.apply(index, &command);
-        self.mirror(batch, &command, &outcome);
-        Ok(Applied::Write(outcome.result))
+        match command.command.ok_or_else(|| damaged("no command in it".into()))? {
+            Content::Write(write) => {
+                let command = Command::try_from(&write).map_err(|error| damaged(error.to_string()))?;
+                let outcome = self.position.state.apply(index, &command);
+                if outcome.delta.is_some() {
+                    self.note_digest();
+                }
+                self.mirror(batch, &command, &outcome);
+                Ok(Applied::Write(outcome.result))
+            }
+            Content::OpenHub(open) => {
+                let (namespace, hub) = (&open)
+                    .try_into()
+                    .map_err(|error: ConvertError| damaged(error.to_string()))?;
+                // Its rows are in the header, which is written with the position.
+                Ok(Applied::Hub(self.position.state.open_hub(&namespace, hub)))
+            }
+        }
     }
 
     fn mirror(&self, batch: &mut WriteBatch, command: &Command, outcome: &Outcome) {
@@ -301,6 +355,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             membership: meta.last_membership.clone(),
         };
         tokio::task::block_in_place(|| self.install(position)).map_err(io_error)?;
+        self.note_digest();
         self.publish();
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::io;
 use futures_util::stream;
 use holdfast_table::{Batch, Command, Route};
 use holdfast_wire::proto;
+use holdfast_wire::proto::command::Command as Content;
 use openraft::async_runtime::Oneshot as _;
 use openraft::storage::{IOFlushed, RaftLogReader as _, RaftLogStorage as _, RaftStateMachine as _};
 use openraft::testing::log::{StoreBuilder, Suite};
@@ -49,7 +50,7 @@ fn entry(index: u64, spec: &str) -> Entry {
         session: Some(([7; 16], index)),
     };
     let message = proto::Command {
-        write: Some((&command).into()),
+        command: Some(Content::Write((&command).into())),
         time_ms: 0,
     };
     Entry {
@@ -101,7 +102,7 @@ async fn a_read_is_bounded_but_never_empty() {
             .collect();
         let batch = Batch::new(Default::default(), changes, vec![]).unwrap();
         let message = proto::Command {
-            write: Some((&Command { batch, session: None }).into()),
+            command: Some(Content::Write((&Command { batch, session: None }).into())),
             time_ms: 0,
         };
         Entry {

@@ -137,3 +137,24 @@ fn deletions_beyond_the_bound_move_the_horizon() {
     );
     assert!(state.history.since(Revision(3), &state.table).is_some());
 }
+
+#[test]
+fn a_fenced_hub_changes_nothing_more() {
+    let mut state = State::default();
+    let namespace = Namespace::default();
+    let old = state.open_hub(&namespace, [1; 16]).unwrap();
+    let write = |batch: Batch| Command { batch, session: None };
+    assert!(state.apply(1, &write(put("/user/a/", 1).by_hub(old))).result.is_ok());
+    let new = state.open_hub(&namespace, [2; 16]).unwrap();
+    let late = write(delete("/user/a/").by_hub(old));
+    assert!(matches!(
+        state.answer_without_log(&late),
+        Some(Err(Rejection::Fenced { .. }))
+    ));
+    let refused = state.apply(3, &late);
+    assert!(matches!(refused.result, Err(Rejection::Fenced { .. })));
+    assert_eq!((refused.delta, state.table.len()), (None, 1));
+    assert!(state.apply(4, &write(delete("/user/a/").by_hub(new))).result.is_ok());
+    let operator = state.apply(5, &write(put("/user/b/", 1)));
+    assert!(operator.result.is_ok(), "whoever is no hub is not fenced");
+}
