@@ -1,11 +1,13 @@
-//! RocksDB: one database, three column families, one write-ahead log, which keeps vote, log and apply in order.
+//! Vote, log and table on one disk, which keeps them in order.
 //!
-//! After a crash the write-ahead log brings back a prefix of everything written, over all column families. So a vote is
-//! there before the entries of its term, an entry before the batch that applied it.
+//! After a crash the disk holds a prefix of everything written, over all families. So a vote is there before the entries
+//! of its term, an entry before the batch that applied it.
 
+mod disk;
 pub mod identity;
 mod keys;
 pub mod log;
+mod rocks;
 pub mod snapshot;
 pub mod state_machine;
 mod sync;
@@ -15,18 +17,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rocksdb::{BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, Options};
-
+use disk::{Disk, Family};
+use rocks::RocksDisk;
 pub use sync::EXIT_SYNC_FAILED;
-
-/// Vote, positions and identity.
-pub const META: &str = "meta";
-/// Log entries by index.
-pub const LOG: &str = "log";
-/// The state machine's rows.
-pub const TABLE: &str = "table";
-
-const MIB: usize = 1024 * 1024;
 
 /// Beside the database: says that it must not be opened again.
 const SET_ASIDE: &str = "set-aside";
@@ -83,13 +76,13 @@ pub enum OpenError {
     },
 }
 
-/// The open database of one replica. Clones share it.
+/// The open disk of one replica. Clones share it.
 #[derive(Clone)]
 pub struct Store {
-    db: Arc<DB>,
+    disk: Arc<dyn Disk>,
     path: PathBuf,
     // Held, so that a second replica is told plainly; RocksDB's own lock speaks of file names.
-    _lock: Arc<File>,
+    _lock: Option<Arc<File>>,
 }
 
 impl Store {
@@ -111,18 +104,14 @@ impl Store {
             Err(TryLockError::Error(source)) => return Err(directory(source)),
         }
         set_aside(path).map_err(directory)?;
-        let families = [(META, MIB), (LOG, 16 * MIB), (TABLE, 16 * MIB)]
-            .map(|(name, buffer)| ColumnFamilyDescriptor::new(name, family_options(buffer)));
-        let db = DB::open_cf_descriptors(&database_options(), path.join("db"), families).map_err(|error| {
-            OpenError::Damaged {
-                path: path.to_owned(),
-                problem: error.to_string(),
-            }
+        let disk = RocksDisk::open(path).map_err(|problem| OpenError::Damaged {
+            path: path.to_owned(),
+            problem,
         })?;
         Ok(Store {
-            db: Arc::new(db),
+            disk: Arc::new(disk),
             path: path.to_owned(),
-            _lock: Arc::new(lock),
+            _lock: Some(Arc::new(lock)),
         })
     }
 
@@ -146,10 +135,6 @@ impl Store {
             problem: problem.into(),
         }
     }
-
-    fn family(&self, name: &'static str) -> &rocksdb::ColumnFamily {
-        self.db.cf_handle(name).expect("opened with all column families")
-    }
 }
 
 fn set_aside(path: &Path) -> io::Result<()> {
@@ -170,38 +155,6 @@ fn set_aside(path: &Path) -> io::Result<()> {
         );
     }
     std::fs::remove_file(mark)
-}
-
-fn database_options() -> Options {
-    let mut options = Options::default();
-    options.create_if_missing(true);
-    options.create_missing_column_families(true);
-    // The default would silently drop everything after the first bad record, acknowledged entries included.
-    options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
-    options.set_track_and_verify_wals_in_manifest(true);
-    options.set_paranoid_checks(true);
-    options.set_max_total_wal_size(64 * MIB as u64);
-    options.set_db_write_buffer_size(48 * MIB);
-    options.set_max_open_files(128);
-    options.set_max_background_jobs(2);
-    options.set_keep_log_file_num(3);
-    options.set_log_level(rocksdb::LogLevel::Warn);
-    options
-}
-
-fn family_options(write_buffer: usize) -> Options {
-    let mut blocks = BlockBasedOptions::default();
-    blocks.set_block_cache(&Cache::new_lru_cache(8 * MIB));
-    let mut options = Options::default();
-    options.set_write_buffer_size(write_buffer);
-    options.set_compression_type(DBCompressionType::None);
-    options.set_block_based_table_factory(&blocks);
-    options
-}
-
-/// A database error as openraft takes it.
-fn io_error(error: rocksdb::Error) -> io::Error {
-    io::Error::other(error)
 }
 
 fn corrupt(problem: impl Into<String>) -> io::Error {

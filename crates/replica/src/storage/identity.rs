@@ -2,10 +2,10 @@
 
 use holdfast_wire::proto;
 use prost::Message as _;
-use rocksdb::WriteBatch;
 use uuid::Uuid;
 
-use super::{FORMAT, META, OpenError, Store, keys};
+use super::disk::{Batch, Family};
+use super::{FORMAT, OpenError, Store, keys};
 
 /// Who this replica is, and in which cluster.
 pub type Identity = proto::StoreIdentity;
@@ -17,8 +17,8 @@ impl Store {
     /// [`OpenError`]: another version's directory, another replica's, or a damaged one.
     pub fn identity(&self, name: &str) -> Result<Identity, OpenError> {
         let read = self
-            .db
-            .get_cf(self.family(META), keys::IDENTITY)
+            .disk
+            .get(Family::Meta, keys::IDENTITY)
             .map_err(|error| self.damaged(error.to_string()))?;
         let Some(bytes) = read else {
             let identity = Identity {
@@ -50,9 +50,9 @@ impl Store {
 
     /// Writes the identity; on disk when this returns.
     pub fn save_identity(&self, identity: &Identity) -> Result<(), OpenError> {
-        let mut batch = WriteBatch::default();
-        batch.put_cf(self.family(META), keys::IDENTITY, identity.encode_to_vec());
-        let written = self.db.write(batch).and_then(|()| self.db.flush_wal(true));
+        let mut batch = Batch::default();
+        batch.put(Family::Meta, keys::IDENTITY, identity.encode_to_vec());
+        let written = self.disk.write(batch).and_then(|()| self.disk.sync());
         written.map_err(|error| self.damaged(format!("identity cannot be written: {error}")))
     }
 }

@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
 use openraft::{LogState, OptionalSend};
 use prost::Message as _;
-use rocksdb::{Direction, IteratorMode, WriteBatch};
 
+use super::disk::{Batch, Family, Row};
 use super::sync::Syncer;
-use super::{LOG, META, Store, corrupt, io_error, keys};
+use super::{Store, corrupt, keys};
 use crate::consensus::types::{
     Entry, LogId, TypeConfig, Vote, ballot_in, ballot_out, entry_in, entry_out, log_id_in, log_id_out,
 };
@@ -41,7 +41,7 @@ struct LogMemory {
 impl LogStore {
     /// Reads vote and ends of the log.
     pub fn open(store: Store) -> io::Result<Self> {
-        let syncer = Syncer::start(store.db.clone())?;
+        let syncer = store.disk.clone().syncer()?;
         let log = LogStore {
             store,
             syncer,
@@ -55,14 +55,9 @@ impl LogStore {
             .read_meta(keys::PURGED)?
             .map(|bytes| decode(&bytes).map(log_id_in))
             .transpose()?;
-        let last = match log
-            .store
-            .db
-            .iterator_cf(log.store.family(LOG), IteratorMode::End)
-            .next()
-        {
+        let last = match log.store.disk.last(Family::Log)? {
             None => purged,
-            Some(row) => Some(read_entry(&row.map_err(io_error)?)?.log_id),
+            Some(row) => Some(read_entry(&row)?.log_id),
         };
         *log.memory() = LogMemory {
             vote,
@@ -83,7 +78,7 @@ impl LogStore {
     }
 
     fn read_meta(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
-        self.store.db.get_cf(self.store.family(META), key).map_err(io_error)
+        self.store.disk.get(Family::Meta, key)
     }
 
     /// The entries of `start..end`, no more than about `bytes_max`, but always the first one.
@@ -93,13 +88,8 @@ impl LogStore {
         }
         let mut entries = Vec::new();
         let mut bytes = 0;
-        let from = keys::entry(start);
-        for row in self
-            .store
-            .db
-            .iterator_cf(self.store.family(LOG), IteratorMode::From(&from, Direction::Forward))
-        {
-            let row = row.map_err(io_error)?;
+        for row in self.store.disk.scan(Family::Log, &keys::entry(start)) {
+            let row = row?;
             let entry = read_entry(&row)?;
             bytes += row.1.len();
             if entry.log_id.index >= end || (bytes > bytes_max && !entries.is_empty()) {
@@ -109,15 +99,14 @@ impl LogStore {
         }
         Ok(entries)
     }
+}
 
-    fn delete_range(&self, batch: &mut WriteBatch, from: u64, to: u64) {
-        let family = self.store.family(LOG);
-        // Range tombstones pile up and slow every read, so a few entries are deleted one by one.
-        if to - from < 1000 {
-            (from..to).for_each(|index| batch.delete_cf(family, keys::entry(index)));
-        } else {
-            batch.delete_range_cf(family, keys::entry(from), keys::entry(to));
-        }
+fn delete_range(batch: &mut Batch, from: u64, to: u64) {
+    // Range tombstones pile up and slow every read, so a few entries are deleted one by one.
+    if to - from < 1000 {
+        (from..to).for_each(|index| batch.delete(Family::Log, keys::entry(index)));
+    } else {
+        batch.delete_range(Family::Log, keys::entry(from), keys::entry(to));
     }
 }
 
@@ -160,7 +149,7 @@ fn write_entry(entry: &Entry) -> Vec<u8> {
     value
 }
 
-fn read_entry((key, value): &(Box<[u8]>, Box<[u8]>)) -> io::Result<Entry> {
+fn read_entry((key, value): &Row) -> io::Result<Entry> {
     let index = keys::entry_index(key).ok_or_else(|| corrupt("a log key that is no index"))?;
     let damaged = |what: &str| corrupt(format!("log entry {index}: {what}"));
     let (checksum, message) = value.split_first_chunk::<4>().ok_or_else(|| damaged("too short"))?;
@@ -221,11 +210,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
-        let value = ballot_out(vote).encode_to_vec();
-        self.store
-            .db
-            .put_cf(self.store.family(META), keys::VOTE, value)
-            .map_err(io_error)?;
+        let mut batch = Batch::default();
+        batch.put(Family::Meta, keys::VOTE, ballot_out(vote).encode_to_vec());
+        self.store.disk.write(batch)?;
         self.syncer.sync().await?;
         self.memory().vote = Some(*vote);
         Ok(())
@@ -233,15 +220,12 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     /// Not synced: a lost position is found again by the log, which is.
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
-        let family = self.store.family(META);
+        let mut batch = Batch::default();
         match committed {
-            Some(log_id) => self
-                .store
-                .db
-                .put_cf(family, keys::COMMITTED, log_id_out(&log_id).encode_to_vec()),
-            None => self.store.db.delete_cf(family, keys::COMMITTED),
+            Some(log_id) => batch.put(Family::Meta, keys::COMMITTED, log_id_out(&log_id).encode_to_vec()),
+            None => batch.delete(Family::Meta, keys::COMMITTED),
         }
-        .map_err(io_error)
+        self.store.disk.write(batch)
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
@@ -255,15 +239,15 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let family = self.store.family(LOG);
-        let mut batch = WriteBatch::default();
+        let mut batch = Batch::default();
         let mut written = Vec::new();
         for entry in entries {
             let value = write_entry(&entry);
-            batch.put_cf(family, keys::entry(entry.log_id.index), &value);
-            written.push((entry, value.len()));
+            let bytes = value.len();
+            batch.put(Family::Log, keys::entry(entry.log_id.index), value);
+            written.push((entry, bytes));
         }
-        self.store.db.write(batch).map_err(io_error)?;
+        self.store.disk.write(batch)?;
         let mut memory = self.memory();
         written.into_iter().for_each(|(entry, bytes)| memory.push(entry, bytes));
         drop(memory);
@@ -274,9 +258,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
         let from = last_log_id.map_or(0, |log_id| log_id.index + 1);
         let end = self.memory().last.map_or(0, |log_id| log_id.index + 1);
-        let mut batch = WriteBatch::default();
-        self.delete_range(&mut batch, from, end.max(from));
-        self.store.db.write(batch).map_err(io_error)?;
+        let mut batch = Batch::default();
+        delete_range(&mut batch, from, end.max(from));
+        self.store.disk.write(batch)?;
         let mut memory = self.memory();
         while memory
             .recent
@@ -293,14 +277,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
         let from = self.memory().purged.map_or(0, |purged| purged.index + 1);
-        let mut batch = WriteBatch::default();
-        batch.put_cf(
-            self.store.family(META),
-            keys::PURGED,
-            log_id_out(&log_id).encode_to_vec(),
-        );
-        self.delete_range(&mut batch, from, (log_id.index + 1).max(from));
-        self.store.db.write(batch).map_err(io_error)?;
+        let mut batch = Batch::default();
+        batch.put(Family::Meta, keys::PURGED, log_id_out(&log_id).encode_to_vec());
+        delete_range(&mut batch, from, (log_id.index + 1).max(from));
+        self.store.disk.write(batch)?;
         let mut memory = self.memory();
         while memory
             .recent

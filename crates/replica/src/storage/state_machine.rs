@@ -14,11 +14,12 @@ use holdfast_wire::proto::command::Command as Content;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use prost::Message as _;
-use rocksdb::{IteratorMode, WriteBatch};
+use tokio::runtime::RuntimeFlavor;
 use tokio::sync::watch;
 
+use super::disk::{Batch, Family};
 use super::snapshot::{self, Rows};
-use super::{META, OpenError, Store, TABLE, corrupt, io_error, keys};
+use super::{OpenError, Store, corrupt, keys};
 use crate::consensus::types::{
     Applied, LogId, Proposal, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, log_id_in, log_id_out,
     stored_membership_in, stored_membership_out,
@@ -147,17 +148,17 @@ impl StateMachine {
             .send_replace(self.position.applied.map_or(0, |log_id| log_id.index));
     }
 
-    fn write_position(&self, batch: &mut WriteBatch, position: &Position, generation: u32) {
+    fn write_position(&self, batch: &mut Batch, position: &Position, generation: u32) {
         let applied = proto::AppliedState {
             log_id: position.applied.as_ref().map(log_id_out),
             membership: Some(stored_membership_out(&position.membership)),
             header: Some(snapshot::header(&position.state)),
             generation,
         };
-        batch.put_cf(self.store.family(META), keys::APPLIED, applied.encode_to_vec());
+        batch.put(Family::Meta, keys::APPLIED, applied.encode_to_vec());
     }
 
-    fn apply_command(&mut self, batch: &mut WriteBatch, index: u64, proposal: &Proposal) -> io::Result<Applied> {
+    fn apply_command(&mut self, batch: &mut Batch, index: u64, proposal: &Proposal) -> io::Result<Applied> {
         let damaged = |problem: String| corrupt(format!("log entry {index}: {problem}"));
         let command = proto::Command::decode(proposal.0.clone()).map_err(|error| damaged(error.to_string()))?;
         match command.command.ok_or_else(|| damaged("no command in it".into()))? {
@@ -180,35 +181,35 @@ impl StateMachine {
         }
     }
 
-    fn mirror(&self, batch: &mut WriteBatch, command: &Command, outcome: &Outcome) {
-        let family = self.store.family(TABLE);
+    fn mirror(&self, batch: &mut Batch, command: &Command, outcome: &Outcome) {
+        let family = Family::Table;
         let generation = self.generation;
         if let Some(delta) = &outcome.delta {
             for entry in &delta.puts {
                 let key = entry.route.spec.key();
-                batch.put_cf(
+                batch.put(
                     family,
                     keys::route(generation, key),
                     proto::Route::from(entry.as_ref()).encode_to_vec(),
                 );
-                batch.delete_cf(family, keys::tombstone(generation, key));
+                batch.delete(family, keys::tombstone(generation, key));
             }
             for spec in &delta.deletes {
                 let row = snapshot::tombstone_out(spec.as_str(), delta.to);
-                batch.delete_cf(family, keys::route(generation, spec.key()));
-                batch.put_cf(family, keys::tombstone(generation, spec.key()), row.encode_to_vec());
+                batch.delete(family, keys::route(generation, spec.key()));
+                batch.put(family, keys::tombstone(generation, spec.key()), row.encode_to_vec());
             }
         }
         for key in &outcome.forgotten.tombstones {
-            batch.delete_cf(family, keys::tombstone(generation, key));
+            batch.delete(family, keys::tombstone(generation, key));
         }
         for id in &outcome.forgotten.sessions {
-            batch.delete_cf(family, keys::session(generation, id));
+            batch.delete(family, keys::session(generation, id));
         }
         if let Some((id, _)) = &command.session
             && let Some(session) = self.position.state.sessions.get(id)
         {
-            batch.put_cf(
+            batch.put(
                 family,
                 keys::session(generation, id),
                 snapshot::session_out(id, session).encode_to_vec(),
@@ -216,8 +217,8 @@ impl StateMachine {
         }
     }
 
-    fn install(&mut self, position: Position) -> Result<(), rocksdb::Error> {
-        let (db, family) = (&self.store.db, self.store.family(TABLE));
+    fn install(&mut self, position: Position) -> io::Result<()> {
+        let (disk, family) = (&self.store.disk, Family::Table);
         let generation = self.generation + 1;
         let state = &position.state;
         let routes = state.table.iter().map(|entry| {
@@ -236,19 +237,20 @@ impl StateMachine {
                 snapshot::session_out(id, session).encode_to_vec(),
             )
         });
-        let mut batch = WriteBatch::default();
+        let mut batch = Batch::default();
         for (key, value) in routes.chain(tombstones).chain(sessions) {
-            batch.put_cf(family, key, value);
+            batch.put(family, key, value);
             if batch.len() >= INSTALL_ROWS {
-                db.write(std::mem::take(&mut batch))?;
+                disk.write(std::mem::take(&mut batch))?;
             }
         }
         // The one write that makes it count: before it the old generation is the state, after it the new one.
         self.write_position(&mut batch, &position, generation);
-        db.write(batch)?;
-        db.flush_wal(true)?;
-        let old = (self.generation.to_be_bytes(), generation.to_be_bytes());
-        db.delete_range_cf(family, old.0, old.1)?;
+        disk.write(batch)?;
+        disk.sync()?;
+        let mut old = Batch::default();
+        old.delete_range(family, self.generation.to_be_bytes(), generation.to_be_bytes());
+        disk.write(old)?;
         self.generation = generation;
         self.position = position;
         Ok(())
@@ -256,7 +258,7 @@ impl StateMachine {
 }
 
 fn load(store: &Store) -> io::Result<(Position, u32)> {
-    let Some(bytes) = store.db.get_cf(store.family(META), keys::APPLIED).map_err(io_error)? else {
+    let Some(bytes) = store.disk.get(Family::Meta, keys::APPLIED)? else {
         return Ok((Position::default(), 0));
     };
     let applied = proto::AppliedState::decode(&bytes[..]).map_err(|error| corrupt(error.to_string()))?;
@@ -266,12 +268,12 @@ fn load(store: &Store) -> io::Result<(Position, u32)> {
         .and_then(stored_membership_in)
         .ok_or_else(|| corrupt("a position without members"))?;
     let mut rows = Rows::default();
-    let mut stale = WriteBatch::default();
-    for row in store.db.iterator_cf(store.family(TABLE), IteratorMode::Start) {
-        let (key, value) = row.map_err(io_error)?;
+    let mut stale = Batch::default();
+    for row in store.disk.scan(Family::Table, &[]) {
+        let (key, value) = row?;
         let (generation, kind) = keys::Row::parse(&key).ok_or_else(|| corrupt("a row under no known key"))?;
         if generation != applied.generation {
-            stale.delete_cf(store.family(TABLE), &key);
+            stale.delete(Family::Table, key);
             continue;
         }
         let decode = |error: prost::DecodeError| corrupt(error.to_string());
@@ -294,7 +296,7 @@ fn load(store: &Store) -> io::Result<(Position, u32)> {
         }
     }
     // Left from a snapshot that was interrupted, or not yet cleared away after one that was not.
-    store.db.write(stale).map_err(io_error)?;
+    store.disk.write(stale)?;
     let state = snapshot::assemble(&header, rows)?;
     Ok((
         Position {
@@ -319,7 +321,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     where
         Strm: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
     {
-        let mut batch = WriteBatch::default();
+        let mut batch = Batch::default();
         let mut answers = Vec::new();
         while let Some(item) = entries.next().await {
             let (entry, responder) = item?;
@@ -335,7 +337,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             answers.extend(responder.map(|responder| (responder, answer)));
         }
         self.write_position(&mut batch, &self.position, self.generation);
-        self.store.db.write(batch).map_err(io_error)?;
+        self.store.disk.write(batch)?;
         // Seen by everybody before the writer hears of it, so that a writer's next read finds its write.
         self.publish();
         answers
@@ -354,7 +356,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             applied: meta.last_log_id,
             membership: meta.last_membership.clone(),
         };
-        tokio::task::block_in_place(|| self.install(position)).map_err(io_error)?;
+        blocking(|| self.install(position))?;
         self.note_digest();
         self.publish();
         Ok(())
@@ -366,6 +368,14 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             Some(_) => Builder(self.position.clone()).build_snapshot().await.map(Some),
             None => Ok(None),
         }
+    }
+}
+
+/// Writes for long, beside the other tasks of this thread where there are other threads for them.
+fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    match tokio::runtime::Handle::current().runtime_flavor() {
+        RuntimeFlavor::CurrentThread => work(),
+        _ => tokio::task::block_in_place(work),
     }
 }
 

@@ -59,6 +59,12 @@ fn entry(index: u64, spec: &str) -> Entry {
     }
 }
 
+fn put(store: &Store, family: Family, key: &[u8], value: Vec<u8>) {
+    let mut batch = disk::Batch::default();
+    batch.put(family, key, value);
+    store.disk.write(batch).unwrap();
+}
+
 async fn append(log: &mut LogStore, entries: Vec<Entry>) {
     let (done, wait) = <TokioRuntime as AsyncRuntime>::Oneshot::channel();
     log.append(entries, IOFlushed::signal(done)).await.unwrap();
@@ -129,16 +135,15 @@ async fn p6_a_damaged_log_entry_is_an_error_and_never_an_entry() {
     let store = Store::open(dir.path()).unwrap();
     let mut log = LogStore::open(store.clone()).unwrap();
     append(&mut log, (1..=3).map(|n| entry(n, "/a/")).collect()).await;
-    let family = store.family(LOG);
-    let mut value = store.db.get_cf(family, keys::entry(2)).unwrap().unwrap();
+    let mut value = store.disk.get(Family::Log, &keys::entry(2)).unwrap().unwrap();
     *value.last_mut().unwrap() ^= 1;
-    store.db.put_cf(family, keys::entry(2), &value).unwrap();
+    put(&store, Family::Log, &keys::entry(2), value);
     let mut reopened = LogStore::open(store.clone()).unwrap();
     let error = reopened.try_get_log_entries(1..4).await.unwrap_err();
     assert!(error.to_string().contains("log entry 2: checksum"), "{error}");
     // An entry in another one's place is damage too, however well its checksum fits.
-    let first = store.db.get_cf(family, keys::entry(1)).unwrap().unwrap();
-    store.db.put_cf(family, keys::entry(3), first).unwrap();
+    let first = store.disk.get(Family::Log, &keys::entry(1)).unwrap().unwrap();
+    put(&store, Family::Log, &keys::entry(3), first);
     assert!(LogStore::open(store).is_err());
 }
 
@@ -153,19 +158,18 @@ async fn p6_a_table_that_is_not_what_its_digest_says_refuses_to_open() {
     let key = holdfast_table::RouteSpec::parse("/user/bob/").unwrap();
     let other = proto::Route::from(&Route::parse("/user/bob/", "http://10.6.6.6:1", "", "").unwrap());
     let row = keys::route(0, key.key());
-    let good = store.db.get_cf(store.family(TABLE), &row).unwrap().unwrap();
-    store
-        .db
-        .put_cf(store.family(TABLE), &row, other.encode_to_vec())
-        .unwrap();
+    let good = store.disk.get(Family::Table, &row).unwrap().unwrap();
+    put(&store, Family::Table, &row, other.encode_to_vec());
     let error = StateMachine::open(store.clone())
         .err()
         .expect("another target is damage")
         .to_string();
     assert!(error.contains("is damaged") && error.contains("digest"), "{error}");
-    store.db.delete_cf(store.family(TABLE), &row).unwrap();
+    let mut gone = disk::Batch::default();
+    gone.delete(Family::Table, row.clone());
+    store.disk.write(gone).unwrap();
     assert!(StateMachine::open(store.clone()).is_err(), "a missing route is damage");
-    store.db.put_cf(store.family(TABLE), &row, good).unwrap();
+    put(&store, Family::Table, &row, good);
     assert!(StateMachine::open(store).is_ok());
 }
 

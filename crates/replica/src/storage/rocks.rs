@@ -1,0 +1,119 @@
+//! RocksDB: one database, three column families, one write-ahead log.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, Direction,
+    IteratorMode, Options, WriteBatch,
+};
+
+use super::disk::{Batch, Change, Disk, Family, Row};
+use super::sync::Syncer;
+
+const MIB: usize = 1024 * 1024;
+
+/// The production disk.
+pub struct RocksDisk {
+    db: DB,
+}
+
+impl RocksDisk {
+    /// Opens or creates the database in `path`.
+    ///
+    /// # Errors
+    /// In words: what is damaged. Only an incomplete last record of the write-ahead log, which was never acknowledged,
+    /// is dropped.
+    pub fn open(path: &Path) -> Result<Self, String> {
+        let families = Family::ALL.map(|family| {
+            let buffer = match family {
+                Family::Meta => MIB,
+                Family::Log | Family::Table => 16 * MIB,
+            };
+            ColumnFamilyDescriptor::new(name(family), family_options(buffer))
+        });
+        let db = DB::open_cf_descriptors(&database_options(), path.join("db"), families)
+            .map_err(|error| error.to_string())?;
+        Ok(RocksDisk { db })
+    }
+
+    fn family(&self, family: Family) -> &ColumnFamily {
+        self.db
+            .cf_handle(name(family))
+            .expect("opened with all column families")
+    }
+}
+
+impl Disk for RocksDisk {
+    fn get(&self, family: Family, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        self.db.get_cf(self.family(family), key).map_err(io::Error::other)
+    }
+
+    fn scan<'a>(&'a self, family: Family, from: &[u8]) -> Box<dyn Iterator<Item = io::Result<Row>> + 'a> {
+        let mode = IteratorMode::From(from, Direction::Forward);
+        let rows = self.db.iterator_cf(self.family(family), mode);
+        Box::new(rows.map(|row| row.map_err(io::Error::other)))
+    }
+
+    fn last(&self, family: Family) -> io::Result<Option<Row>> {
+        let mut rows = self.db.iterator_cf(self.family(family), IteratorMode::End);
+        rows.next().transpose().map_err(io::Error::other)
+    }
+
+    fn write(&self, batch: Batch) -> io::Result<()> {
+        let families = Family::ALL.map(|family| self.family(family));
+        let mut writes = WriteBatch::default();
+        for change in batch.changes() {
+            match change {
+                Change::Put(family, key, value) => writes.put_cf(families[*family as usize], key, value),
+                Change::Delete(family, key) => writes.delete_cf(families[*family as usize], key),
+                Change::DeleteRange(family, from, to) => writes.delete_range_cf(families[*family as usize], from, to),
+            }
+        }
+        self.db.write(writes).map_err(io::Error::other)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.db.flush_wal(true).map_err(io::Error::other)
+    }
+
+    fn syncer(self: Arc<Self>) -> io::Result<Syncer> {
+        Syncer::thread(self)
+    }
+}
+
+fn name(family: Family) -> &'static str {
+    match family {
+        Family::Meta => "meta",
+        Family::Log => "log",
+        Family::Table => "table",
+    }
+}
+
+fn database_options() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    // The default would silently drop everything after the first bad record, acknowledged entries included.
+    options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+    options.set_track_and_verify_wals_in_manifest(true);
+    options.set_paranoid_checks(true);
+    options.set_max_total_wal_size(64 * MIB as u64);
+    options.set_db_write_buffer_size(48 * MIB);
+    options.set_max_open_files(128);
+    options.set_max_background_jobs(2);
+    options.set_keep_log_file_num(3);
+    options.set_log_level(rocksdb::LogLevel::Warn);
+    options
+}
+
+fn family_options(write_buffer: usize) -> Options {
+    let mut blocks = BlockBasedOptions::default();
+    blocks.set_block_cache(&Cache::new_lru_cache(8 * MIB));
+    let mut options = Options::default();
+    options.set_write_buffer_size(write_buffer);
+    options.set_compression_type(DBCompressionType::None);
+    options.set_block_based_table_factory(&blocks);
+    options
+}
