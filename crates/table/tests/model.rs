@@ -1,0 +1,374 @@
+//! `State::apply` against a plain model: maps from end to end, no sharing, no digests kept, no index.
+//!
+//! Whatever commands come, in whatever order and however often: the answers, the table, its digest and every delta are
+//! what the model says.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use holdfast_table::history::History;
+use holdfast_table::sessions::{Session, SessionId, Sessions};
+use holdfast_table::{
+    Batch, Change, Command, Delta, Entry, Namespace, Precondition, Rejection, Revision, Route, RouteSpec, State, Table,
+    Written,
+};
+use proptest::prelude::*;
+
+/// Spellings, and which of them are one route: told here by hand, so that the parser cannot judge itself.
+const SPECS: [(&str, u8); 10] = [
+    ("/", 0),
+    ("/hub/", 1),
+    ("/user/a/", 2),
+    ("/user/a/srv/", 3),
+    ("/user/%40a/", 4),
+    ("/user/@a/", 4),
+    ("/user/a%2Fb/", 5),
+    ("hub.org/", 6),
+    ("hub.org/user/a/", 7),
+    ("hub.org/user/%61/", 7),
+];
+const NAMESPACES: [&str; 2] = ["default", "other"];
+
+/// A write as a careless or unlucky client would send it; resolved against the model when it is its turn.
+#[derive(Clone, Debug)]
+struct Wish {
+    namespace: usize,
+    /// Spec and port; no port: delete.
+    changes: Vec<(usize, Option<u16>)>,
+    preconditions: Vec<Wanted>,
+    session: Option<(u8, Sequence)>,
+}
+
+#[derive(Clone, Debug)]
+enum Wanted {
+    TableNow,
+    TableWrong(u64),
+    RouteNow(usize),
+    RouteWrong(usize, u64),
+    Absent(usize),
+}
+
+#[derive(Clone, Debug)]
+enum Sequence {
+    Next,
+    Again,
+    Skip(u64),
+    Back(u64),
+}
+
+fn wishes() -> impl Strategy<Value = Vec<Wish>> {
+    let spec = || 0..SPECS.len();
+    let change = (spec(), prop::option::weighted(0.7, 1u16..4));
+    let wanted = prop_oneof![
+        3 => Just(Wanted::TableNow),
+        1 => (0u64..9).prop_map(Wanted::TableWrong),
+        4 => spec().prop_map(Wanted::RouteNow),
+        1 => (spec(), 0u64..9).prop_map(|(spec, revision)| Wanted::RouteWrong(spec, revision)),
+        2 => spec().prop_map(Wanted::Absent),
+    ];
+    let sequence = prop_oneof![
+        6 => Just(Sequence::Next),
+        3 => Just(Sequence::Again),
+        1 => (1u64..5).prop_map(Sequence::Skip),
+        1 => (1u64..5).prop_map(Sequence::Back),
+    ];
+    let wish = (
+        prop_oneof![5 => Just(0usize), 1 => Just(1usize)],
+        prop::collection::vec(change, 0..5),
+        prop::collection::vec(wanted, 0..2),
+        prop::option::weighted(0.7, (0u8..4, sequence)),
+    );
+    prop::collection::vec(
+        wish.prop_map(|(namespace, changes, preconditions, session)| Wish {
+            namespace,
+            changes,
+            preconditions,
+            session,
+        }),
+        1..60,
+    )
+}
+
+type Answer = Result<Written, Rejection>;
+
+/// The model: the meaning of a write, in the plainest words.
+#[derive(Clone, Default)]
+struct Model {
+    revision: u64,
+    /// By identity: the spelling last put, its fields, its namespace and the revision of the put.
+    routes: BTreeMap<u8, (Route, u64)>,
+    sessions: BTreeMap<u8, (u64, Answer)>,
+}
+
+impl Model {
+    fn modified(&self, spec: usize) -> u64 {
+        self.routes.get(&SPECS[spec].1).map_or(0, |(_, revision)| *revision)
+    }
+
+    fn apply(&mut self, changes: &[(usize, Option<u16>)], wish: &Resolved) -> Answer {
+        if let Some((id, sequence)) = wish.session {
+            match self.sessions.get(&id) {
+                None if sequence != 1 => return Err(Rejection::SessionExpired),
+                Some((last, answer)) if *last == sequence => return answer.clone(),
+                Some((last, _)) if *last > sequence => {
+                    return Err(Rejection::Sequence {
+                        last: *last,
+                        found: sequence,
+                    });
+                }
+                _ => {}
+            }
+        }
+        let answer = self.decide(changes, wish);
+        if let Some((id, sequence)) = wish.session {
+            self.sessions.insert(id, (sequence, answer.clone()));
+        }
+        answer
+    }
+
+    fn decide(&mut self, changes: &[(usize, Option<u16>)], wish: &Resolved) -> Answer {
+        for (spec, expected) in &wish.preconditions {
+            let found = spec.map_or(self.revision, |spec| self.modified(spec));
+            if found == *expected {
+                continue;
+            }
+            let (expected, found) = (Revision(*expected), Revision(found));
+            return Err(match spec {
+                None => Rejection::TableRevision { expected, found },
+                Some(spec) => Rejection::RouteRevision {
+                    routespec: SPECS[*spec].0.into(),
+                    expected,
+                    found,
+                },
+            });
+        }
+        for (spec, _) in changes {
+            if let Some((route, _)) = self.routes.get(&SPECS[*spec].1)
+                && route.namespace.as_str() != NAMESPACES[wish.namespace]
+            {
+                return Err(Rejection::Namespace {
+                    routespec: route.spec.as_str().into(),
+                    owner: route.namespace.clone(),
+                });
+            }
+        }
+        let next = self.revision + 1;
+        let mut changed = false;
+        for (spec, port) in changes {
+            let identity = SPECS[*spec].1;
+            match port {
+                Some(port) => {
+                    let route = route(*spec, *port, wish.namespace);
+                    if self.routes.get(&identity).is_none_or(|(held, _)| *held != route) {
+                        self.routes.insert(identity, (route, next));
+                        changed = true;
+                    }
+                }
+                None => changed |= self.routes.remove(&identity).is_some(),
+            }
+        }
+        self.revision += u64::from(changed);
+        Ok(Written {
+            revision: Revision(self.revision),
+            changed,
+        })
+    }
+}
+
+/// A wish in numbers: which preconditions, which session and sequence.
+struct Resolved {
+    namespace: usize,
+    preconditions: Vec<(Option<usize>, u64)>,
+    session: Option<(u8, u64)>,
+}
+
+fn resolve(wish: &Wish, model: &Model) -> Resolved {
+    let precondition = |wanted: &Wanted| match wanted {
+        Wanted::TableNow => (None, model.revision),
+        Wanted::TableWrong(revision) => (None, *revision),
+        Wanted::RouteNow(spec) => (Some(*spec), model.modified(*spec)),
+        Wanted::RouteWrong(spec, revision) => (Some(*spec), *revision),
+        Wanted::Absent(spec) => (Some(*spec), 0),
+    };
+    let session = wish.session.as_ref().map(|(id, sequence)| {
+        let last = model.sessions.get(id).map_or(0, |(last, _)| *last);
+        let sequence = match sequence {
+            Sequence::Next => last + 1,
+            Sequence::Again => last.max(1),
+            Sequence::Skip(by) => last + 1 + by,
+            Sequence::Back(by) => last.saturating_sub(*by).max(1),
+        };
+        (*id, sequence)
+    });
+    Resolved {
+        namespace: wish.namespace,
+        preconditions: wish.preconditions.iter().map(precondition).collect(),
+        session,
+    }
+}
+
+fn route(spec: usize, port: u16, namespace: usize) -> Route {
+    let target = format!("http://10.0.0.1:{port}");
+    Route::parse(SPECS[spec].0, &target, "", NAMESPACES[namespace]).unwrap()
+}
+
+fn spec(spec: usize) -> RouteSpec {
+    RouteSpec::parse(SPECS[spec].0).unwrap()
+}
+
+fn session_id(id: u8) -> SessionId {
+    [id + 1; 16]
+}
+
+/// The command as the engine takes it, and the changes that are in it: no route twice.
+fn command(wish: &Wish, resolved: &Resolved) -> (Command, Vec<(usize, Option<u16>)>) {
+    let mut seen = BTreeSet::new();
+    let mut kept = wish.changes.clone();
+    kept.retain(|(spec, _)| seen.insert(SPECS[*spec].1));
+    let changes = kept.iter().map(|(at, port)| match port {
+        Some(port) => Change::Put(route(*at, *port, wish.namespace)),
+        None => Change::Delete(spec(*at)),
+    });
+    let preconditions = resolved.preconditions.iter().map(|(at, revision)| match at {
+        None => Precondition::TableRevision(Revision(*revision)),
+        Some(at) => Precondition::RouteRevision(spec(*at), Revision(*revision)),
+    });
+    let namespace = Namespace::parse(NAMESPACES[wish.namespace]).unwrap();
+    let batch = Batch::new(namespace, changes.collect(), preconditions.collect()).unwrap();
+    let session = resolved.session.map(|(id, sequence)| (session_id(id), sequence));
+    (Command { batch, session }, kept)
+}
+
+/// The table's content in the model's words.
+fn content(table: &Table) -> BTreeMap<String, (Route, u64)> {
+    let entries = table.iter();
+    entries
+        .map(|entry| {
+            (
+                entry.route.spec.as_str().to_owned(),
+                (entry.route.clone(), entry.modified.0),
+            )
+        })
+        .collect()
+}
+
+fn model_content(model: &Model) -> BTreeMap<String, (Route, u64)> {
+    let routes = model.routes.values();
+    routes
+        .map(|(route, revision)| (route.spec.as_str().to_owned(), (route.clone(), *revision)))
+        .collect()
+}
+
+/// A digest from nothing but the model's routes.
+fn model_table(model: &Model) -> Table {
+    let entries = model.routes.values().rev().map(|(route, revision)| Entry {
+        route: route.clone(),
+        modified: Revision(*revision),
+    });
+    Table::from_entries(Default::default(), Revision(model.revision), entries)
+}
+
+/// The state as a snapshot carries it: rows, and what is computed from them.
+fn over_a_snapshot(state: &State) -> State {
+    let table = &state.table;
+    let entries = table
+        .sorted()
+        .iter()
+        .rev()
+        .map(|entry| Entry::clone(entry))
+        .collect::<Vec<_>>();
+    let copy = Table::from_entries(table.epoch(), table.revision(), entries);
+    let tombstones: Vec<_> = state
+        .history
+        .tombstones()
+        .map(|(spec, at)| (spec.clone(), at))
+        .collect();
+    let mut sessions = Sessions::default();
+    for (id, session) in state.sessions.iter() {
+        sessions.record(*id, Session::clone(session));
+    }
+    State {
+        history: History::new(&copy, tombstones, state.history.horizon()),
+        table: copy,
+        sessions,
+    }
+}
+
+fn once_each(delta: &Delta) -> bool {
+    let puts = delta.puts.iter().map(|entry| entry.route.spec.key().as_str());
+    let keys: Vec<&str> = puts
+        .chain(delta.deletes.iter().map(|spec| spec.key().as_str()))
+        .collect();
+    keys.iter().collect::<BTreeSet<_>>().len() == keys.len()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn apply_is_its_model(wishes in wishes(), snapshot_at in 0usize..60) {
+        let mut state = State::default();
+        let mut replica = State::default();
+        let mut model = Model::default();
+        let mut past = vec![state.table.clone()];
+        for (number, wish) in wishes.iter().enumerate() {
+            let index = number as u64 + 1;
+            let resolved = resolve(wish, &model);
+            let (command, changes) = command(wish, &resolved);
+            let before = (state.table.clone(), model.clone());
+            let unlogged = state.answer_without_log(&command);
+
+            let outcome = state.apply(index, &command);
+            let expected = model.apply(&changes, &resolved);
+            prop_assert_eq!(&outcome.result, &expected, "command {}: {:?}", index, command);
+            prop_assert_eq!(outcome.delta.is_some(), model.revision != before.1.revision);
+
+            // No log entry is saved that would have mattered, and none taken that would not.
+            match unlogged {
+                Some(answer) => {
+                    prop_assert_eq!(&answer, &expected);
+                    prop_assert!(outcome.delta.is_none());
+                }
+                None => {
+                    let unknown = resolved.session.is_some_and(|(id, _)| !before.1.sessions.contains_key(&id));
+                    prop_assert!(outcome.delta.is_some() || expected.is_err() || unknown, "{:?}", command);
+                }
+            }
+
+            // Counted without holes.
+            prop_assert_eq!(state.table.revision(), Revision(model.revision));
+            prop_assert!(model.revision - before.1.revision <= 1);
+            prop_assert_eq!(content(&state.table), model_content(&model));
+            prop_assert_eq!(state.table.digest(), state.table.recompute_digest());
+            prop_assert_eq!(state.table.digest(), model_table(&model).digest());
+            for (id, (sequence, answer)) in &model.sessions {
+                let session = state.sessions.get(&session_id(*id)).expect("known to the model");
+                prop_assert_eq!((session.sequence, &session.outcome), (*sequence, answer));
+            }
+            prop_assert_eq!(state.sessions.len(), model.sessions.len());
+
+            // Who follows by deltas has the same table, and another replica the same everything.
+            if let Some(delta) = &outcome.delta {
+                let mut follower = before.0;
+                follower.apply_delta(delta).unwrap();
+                prop_assert_eq!(content(&follower), content(&state.table));
+                prop_assert!(once_each(delta));
+                past.push(state.table.clone());
+            }
+            if number == snapshot_at {
+                replica = over_a_snapshot(&replica);
+            }
+            prop_assert_eq!(&replica.apply(index, &command), &outcome);
+        }
+        // From every earlier revision one delta leads to the present, with each route once.
+        for (state, mut earlier) in past.iter().flat_map(|table| [(&state, table.clone()), (&replica, table.clone())]) {
+            let delta = state.history.since(earlier.revision(), &state.table).expect("above the horizon");
+            prop_assert!(once_each(&delta));
+            if delta.to > delta.from {
+                earlier.apply_delta(&delta).unwrap();
+            }
+            prop_assert_eq!(content(&earlier), content(&state.table));
+            prop_assert_eq!(earlier.digest(), state.table.digest());
+        }
+        prop_assert_eq!(state.history.since(state.table.revision().next(), &state.table), None);
+    }
+}
