@@ -76,8 +76,18 @@ pub(crate) enum Step {
 /// A frame that is not taken. The table stays; the stream is over.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Breach {
-    #[error("cluster {theirs}, but the table held is of cluster {ours}")]
+    #[error("cluster {theirs}, but the table held is of cluster {ours}, which is none of its ancestors")]
     OtherCluster { ours: String, theirs: String },
+    #[error(
+        "cluster {theirs}, which comes after cluster {ours} of the table held, offers epoch {theirs_epoch}; \
+         only one above {ours_epoch} would do"
+    )]
+    NotAhead {
+        ours: String,
+        ours_epoch: Epoch,
+        theirs: String,
+        theirs_epoch: Epoch,
+    },
     #[error(
         "offers epoch {theirs_epoch} revision {theirs}, older than epoch {ours_epoch} revision {ours} that is held"
     )]
@@ -186,13 +196,17 @@ impl Following {
             return Err(Breach::Protocol("a Hello without a cluster"));
         }
         if let Some(held) = &self.held {
-            if held.cluster_id != hello.cluster_id {
-                return Err(Breach::OtherCluster {
-                    ours: held.cluster_id.clone(),
-                    theirs: hello.cluster_id,
-                });
-            }
             let (ours_epoch, ours) = (held.table.epoch(), held.table.revision());
+            if held.cluster_id != hello.cluster_id {
+                follows(held, &hello)?;
+                // Said once: the snapshot that comes next makes the new cluster ours, for good.
+                tracing::warn!(
+                    old_cluster = held.cluster_id,
+                    cluster = hello.cluster_id,
+                    %epoch,
+                    "an operator has restored or recovered the cluster; following the new one"
+                );
+            }
             if (epoch, revision) < (ours_epoch, ours) {
                 return Err(Breach::Older {
                     ours_epoch,
@@ -297,6 +311,24 @@ impl Following {
         Ok(Step::Agreed {
             leader_contact_age: bookmark.leader_known.then_some(age),
         })
+    }
+}
+
+/// A cluster other than the one held is taken only if it comes after it: it says so, and its epoch does.
+fn follows(held: &Held, hello: &Hello) -> Result<(), Breach> {
+    let (ours, theirs) = (held.cluster_id.clone(), hello.cluster_id.clone());
+    if !hello.lineage.contains(&held.cluster_id) {
+        return Err(Breach::OtherCluster { ours, theirs });
+    }
+    let (ours_epoch, theirs_epoch) = (held.table.epoch(), Epoch(hello.epoch));
+    match theirs_epoch > ours_epoch {
+        true => Ok(()),
+        false => Err(Breach::NotAhead {
+            ours,
+            ours_epoch,
+            theirs,
+            theirs_epoch,
+        }),
     }
 }
 

@@ -261,6 +261,14 @@ impl Subscriber {
                 acks.send_replace(acked);
             }
             Step::Moved => {
+                // Before the table, so that whoever sees a new cluster's table knows whose it is.
+                self.freshness.send_if_modified(|freshness| {
+                    let is_new = freshness.cluster_id.as_ref() != Some(&held.cluster_id);
+                    if is_new {
+                        freshness.cluster_id = Some(held.cluster_id.clone());
+                    }
+                    is_new
+                });
                 // Served before it is acknowledged.
                 self.table.replace(held.table.clone());
                 acks.send_replace(acked);
@@ -276,7 +284,6 @@ impl Subscriber {
                     );
                     freshness.source = Source::Stream;
                     freshness.connected = true;
-                    freshness.cluster_id = Some(held.cluster_id.clone());
                     true
                 });
             }

@@ -275,6 +275,7 @@ pub(crate) fn hello(mode: hello::Mode, cluster_id: &str, epoch: u64, revision: u
         epoch,
         revision,
         replica: "r0".into(),
+        lineage: Vec::new(),
     })
 }
 

@@ -56,13 +56,17 @@ pub(crate) enum OpenError {
 
 /// Why a file is not served.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Refusal {
+pub enum Refusal {
+    /// Missing, or no right to read it.
     #[error("it cannot be read: {0}")]
     Io(#[from] io::Error),
+    /// Some other file.
     #[error("it is no copy of a table")]
     Foreign,
+    /// Written by another version.
     #[error("it has format version {0}, and this program knows none but {VERSION}")]
     Version(u32),
+    /// What could not be confirmed.
     #[error("it is damaged: {0}")]
     Damaged(&'static str),
 }
@@ -141,9 +145,8 @@ impl Cache {
             let newest = *position.borrow_and_update();
             let mut pause = Duration::ZERO;
             if newest > self.current {
-                let cluster_id = freshness.borrow().cluster_id.clone();
                 let started = Instant::now();
-                self = self.copy(&table, cluster_id, &metrics).await;
+                self = self.copy(&table, &freshness, &metrics).await;
                 pause = (started.elapsed() * PAUSE_FACTOR).clamp(PAUSE_MIN, PAUSE_MAX);
             }
             let failed = newest > self.current;
@@ -169,9 +172,17 @@ impl Cache {
         }
     }
 
-    async fn copy(mut self, table: &LiveTable, cluster_id: Option<String>, metrics: &SharedMetrics) -> Self {
+    async fn copy(
+        mut self,
+        table: &LiveTable,
+        freshness: &watch::Receiver<Freshness>,
+        metrics: &SharedMetrics,
+    ) -> Self {
+        // In this order: a new cluster's id is known before its table is there, so no new table gets an old id.
+        let table = table.load();
+        let cluster_id = freshness.borrow().cluster_id.clone();
         self.cluster_id = cluster_id.or(self.cluster_id);
-        let (Some(table), Some(cluster_id)) = (table.load(), self.cluster_id.clone()) else {
+        let (Some(table), Some(cluster_id)) = (table, self.cluster_id.clone()) else {
             return self;
         };
         let keep_previous = self.current.is_some();
@@ -261,7 +272,11 @@ fn write_block<W: Write>(out: &mut Checked<W>, list: &proto::RouteList) -> io::R
     out.write_all(&checksum.finalize().to_le_bytes())
 }
 
-fn read(path: &Path) -> Result<Cached, Refusal> {
+/// Reads a proxy's copy, checked to the last bit. A proxy may run on it meanwhile.
+///
+/// # Errors
+/// [`Refusal`]: nothing of it may be used. The proxy keeps one generation more beside it, `table.cache.1`.
+pub fn read(path: &Path) -> Result<Cached, Refusal> {
     decode(&mut Checked::new(BufReader::new(File::open(path)?)))
 }
 

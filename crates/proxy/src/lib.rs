@@ -14,5 +14,6 @@ mod signal;
 mod targets;
 mod tunnel;
 
+pub use cache::{Refusal as CacheRefusal, read as read_cache};
 pub use config::{ConfigError, ProxyConfig};
 pub use proxy::{BuildError, Proxy, RunError};

@@ -4,6 +4,7 @@ use crate::batch::Batch;
 use crate::delta::Delta;
 use crate::fence::{HUBS_MAX, HubEpoch, HubId, Hubs};
 use crate::history::History;
+use crate::lineage::Lineage;
 use crate::revision::Revision;
 use crate::route::{Namespace, RouteKey};
 use crate::sessions::{Admission, Session, SessionId, Sessions};
@@ -129,6 +130,10 @@ pub struct State {
     pub sessions: Sessions,
     /// Which hub may write.
     pub hubs: Hubs,
+    /// The clusters that this one was made from. No write changes it.
+    pub lineage: Lineage,
+    /// The highest id that was ever given to a replica; no id up to it is given again. No write changes it.
+    pub node_id_max: u64,
 }
 
 impl State {

@@ -128,6 +128,90 @@ fn another_cluster_is_refused_at_its_hello() {
     }
 }
 
+/// A snapshot of a cluster that descends from `ancestors`.
+fn restored(cluster_id: &str, ancestors: &[&str], table: &Table) -> Vec<Frame> {
+    let mut frames = snapshot(cluster_id, table);
+    if let Some(Frame::Hello(hello)) = frames.first_mut() {
+        hello.lineage = ancestors.iter().map(|id| (*id).to_owned()).collect();
+    }
+    frames
+}
+
+#[test]
+fn a_restored_cluster_is_followed_for_good() {
+    let mut following = holding(table(1, 9));
+    // What it holds is not older by revision alone: a backup is older than what its cluster did last.
+    take_all(&mut following, restored("c-2", &["c-0", CLUSTER], &table(2, 4))).unwrap();
+    assert_eq!(position(&following), at(&table(2, 4)));
+    let start = following.start("p0", true);
+    assert_eq!((start.cluster_id.as_str(), start.epoch, start.revision), ("c-2", 2, 4));
+
+    // The old cluster is refused from then on, whatever epoch it claims.
+    for (epoch, lineage) in [(1, vec![]), (2, vec![]), (9, vec!["c-0"])] {
+        let breach = take_all(&mut following, restored(CLUSTER, &lineage, &table(epoch, 99))).unwrap_err();
+        assert!(matches!(breach, Breach::OtherCluster { .. }), "{breach}");
+        assert_eq!(position(&following), at(&table(2, 4)));
+        following.start("p0", true);
+    }
+    following.take(hello_frame(Mode::Resume, "c-2", 2, 4)).unwrap();
+    following.take(delta(4, 5)).unwrap();
+    assert_eq!(position(&following), at(&table(2, 5)));
+}
+
+#[test]
+fn a_cluster_that_only_says_that_it_comes_later_is_refused() {
+    for (ancestors, epoch) in [
+        (vec![], 9),
+        (vec!["c-0", "c-3"], 9),
+        (vec![""], 9),
+        // Two clusters made from the same one have the same epoch: the first that was taken stays.
+        (vec![CLUSTER], 3),
+        (vec![CLUSTER], 2),
+        (vec![CLUSTER], 0),
+    ] {
+        for mode in [Mode::Snapshot, Mode::Resume] {
+            let mut following = holding(table(3, 9));
+            let mut frames = restored("c-2", &ancestors, &table(epoch, 1_000));
+            if let Some(Frame::Hello(hello)) = frames.first_mut() {
+                hello.mode = mode.into();
+            }
+            let breach = take_all(&mut following, frames).unwrap_err();
+            assert!(
+                matches!(breach, Breach::OtherCluster { .. } | Breach::NotAhead { .. }) && breach.is_alarming(),
+                "{breach}"
+            );
+            assert_eq!(position(&following), at(&table(3, 9)));
+            assert_eq!(following.start("p0", true).cluster_id, CLUSTER);
+        }
+    }
+}
+
+#[test]
+fn a_restored_cluster_is_not_taken_half() {
+    let mut following = holding(table(1, 9));
+    let mut frames = restored("c-2", &[CLUSTER], &table(2, 4));
+    match frames.last_mut() {
+        Some(Frame::SnapshotChunk(chunk)) => chunk.checksum ^= 1,
+        other => panic!("{other:?}"),
+    }
+    let breach = take_all(&mut following, frames).unwrap_err();
+    assert!(matches!(breach, Breach::Damaged(_)), "{breach}");
+    let start = following.start("p0", true);
+    assert_eq!(
+        (start.cluster_id.as_str(), start.epoch, start.revision),
+        (CLUSTER, 1, 9)
+    );
+
+    // Nor is it gone on from where the old one was: only a whole table will do.
+    let mut hello = restored("c-2", &[CLUSTER], &table(2, 9)).swap_remove(0);
+    if let Frame::Hello(hello) = &mut hello {
+        hello.mode = Mode::Resume.into();
+    }
+    let breach = following.take(hello).unwrap_err();
+    assert!(matches!(breach, Breach::ResumesElsewhere { .. }), "{breach}");
+    assert_eq!(position(&following), at(&table(1, 9)));
+}
+
 #[test]
 fn nothing_older_is_taken_and_a_higher_epoch_is() {
     for (epoch, revision) in [(2, 6), (1, 100), (0, 7)] {

@@ -165,6 +165,29 @@ async fn a_cached_table_is_served_at_once_and_resumed_by_revision() {
 }
 
 #[tokio::test]
+async fn a_restored_clusters_table_is_never_seen_under_the_old_clusters_name() {
+    let mut a = ScriptedReplica::start().await;
+    let mut running = run(&[&a], Some(table(1, 10)));
+    let mut call = a.subscribe().await;
+    let mut positions = running.table.watch();
+    positions.mark_unchanged();
+    let mut frames = snapshot("c-2", &table(2, 4));
+    if let Some(Frame::Hello(hello)) = frames.first_mut() {
+        hello.lineage = vec![CLUSTER.into()];
+    }
+    call.send(frames).await;
+    // Whoever keeps a copy looks at the name when the table moves.
+    soon(positions.changed()).await.unwrap();
+    assert_eq!(running.freshness.borrow().cluster_id.as_deref(), Some("c-2"));
+    call.acked(&table(2, 4)).await;
+    running.serves(&table(2, 4));
+    running.until(|fresh| fresh.connected).await;
+    drop(call);
+    let call = a.subscribe().await;
+    assert_eq!((call.start.cluster_id.as_str(), call.start.epoch), ("c-2", 2));
+}
+
+#[tokio::test]
 async fn after_a_gap_another_replica_is_asked_for_what_is_missing() {
     let (mut a, mut b) = (ScriptedReplica::start().await, ScriptedReplica::start().await);
     let running = run(&[&a, &b], Some(table(1, 10)));

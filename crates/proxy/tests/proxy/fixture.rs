@@ -164,6 +164,7 @@ fn snapshot(table: &Table) -> [Frame; 2] {
         epoch: table.epoch().0,
         revision: table.revision().0,
         replica: "r0".into(),
+        lineage: Vec::new(),
     };
     let chunk = proto::SnapshotChunk {
         checksum: crc32fast::hash(&routes),

@@ -57,6 +57,7 @@ impl Introduction {
             name: identity.name.clone(),
             client_address: self.client_address.clone(),
             peers: self.peers.clone(),
+            lineage: Vec::new(),
         }
     }
 

@@ -56,6 +56,7 @@ pub fn status(context: &Context) -> proto::StatusResponse {
     status.revision = table.revision().0;
     status.digest = table.digest().to_bytes().to_vec().into();
     status.routes = table.len() as u64;
+    status.lineage = position.state.lineage.to_vec();
     status.ready = context.caught_up.load(Ordering::Relaxed);
     let replication = metrics.replication;
     let age = consensus.leader_contact_age();

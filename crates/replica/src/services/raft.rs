@@ -106,7 +106,11 @@ fn vote_out(response: &openraft::raft::VoteResponse<TypeConfig>) -> Response<pro
 #[tonic::async_trait]
 impl Raft for RaftService {
     async fn identify(&self, _: Request<proto::IdentifyRequest>) -> Result<Response<proto::IdentifyResponse>, Status> {
-        Ok(Response::new(self.0.introduction.identify()))
+        let mut answer = self.0.introduction.identify();
+        if let Some(consensus) = self.0.consensus.borrow().as_ref() {
+            answer.lineage = consensus.published().load().state.lineage.to_vec();
+        }
+        Ok(Response::new(answer))
     }
 
     async fn found(&self, request: Request<proto::FoundRequest>) -> Result<Response<proto::FoundResponse>, Status> {

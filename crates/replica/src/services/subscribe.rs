@@ -275,6 +275,7 @@ impl Stream {
             epoch: epoch.0,
             revision: revision.0,
             replica: identity.name.clone(),
+            lineage: self.consensus.published().load().state.lineage.to_vec(),
         })
     }
 

@@ -5,7 +5,8 @@ use std::io;
 use holdfast_table::history::History;
 use holdfast_table::sessions::{Session, SessionId, Sessions};
 use holdfast_table::{
-    Digest, Entry, Epoch, Hub, HubEpoch, HubId, Hubs, Namespace, Rejection, Revision, RouteSpec, State, Table, Written,
+    Digest, Entry, Epoch, Hub, HubEpoch, HubId, Hubs, Lineage, Namespace, Rejection, Revision, RouteSpec, State, Table,
+    Written,
 };
 use holdfast_wire::errors::Reason;
 use holdfast_wire::proto;
@@ -30,6 +31,8 @@ pub fn header(state: &State) -> proto::StateHeader {
         digest: table.digest().to_bytes().to_vec().into(),
         routes: table.len() as u64,
         hubs: state.hubs.iter().map(hub_out).collect(),
+        lineage: state.lineage.to_vec(),
+        node_id_max: state.node_id_max,
     }
 }
 
@@ -202,6 +205,8 @@ pub fn assemble(header: &proto::StateHeader, rows: Rows) -> io::Result<State> {
         history,
         sessions,
         hubs: Hubs::new(hubs),
+        lineage: Lineage::new(header.lineage.iter().cloned()),
+        node_id_max: header.node_id_max,
     })
 }
 
