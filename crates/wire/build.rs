@@ -7,7 +7,7 @@ use prost::Message as _;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let proto = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("../../proto");
     println!("cargo::rerun-if-changed={}", proto.display());
-    let files = ["routes.proto", "cluster.proto", "raft.proto"];
+    let files = ["routes.proto", "cluster.proto", "raft.proto", "backup.proto"];
     let descriptors = protox::compile(files, [&proto])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;

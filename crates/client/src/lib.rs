@@ -4,6 +4,7 @@
 
 mod attempts;
 pub mod backoff;
+pub mod backup;
 pub mod endpoints;
 mod following;
 pub mod live_table;
@@ -13,6 +14,7 @@ pub mod subscriber;
 mod testing;
 pub mod writer;
 
+pub use backup::BackupStream;
 pub use endpoints::{EndpointError, Endpoints};
 pub use live_table::LiveTable;
 pub use reader::{Listing, ReadError, RouteReader};

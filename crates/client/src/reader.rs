@@ -208,7 +208,7 @@ fn unreadable(error: FieldError) -> Status {
     Status::unavailable(format!("an unreadable route: {error}"))
 }
 
-fn rejected(reason: Option<Reason>, status: &Status) -> ReadError {
+pub(crate) fn rejected(reason: Option<Reason>, status: &Status) -> ReadError {
     ReadError::Rejected {
         reason,
         message: status.message().to_owned(),

@@ -1,8 +1,11 @@
 //! The commands; the path of a file is the command.
 
+mod backup;
 mod completion;
 mod proxy;
+mod recover;
 mod replica;
+mod restore;
 mod routes;
 mod status;
 mod up;
@@ -45,6 +48,9 @@ enum Command {
     Up(up::UpArgs),
     Status(status::StatusArgs),
     Routes(routes::RoutesArgs),
+    Backup(backup::BackupArgs),
+    Restore(restore::RestoreArgs),
+    Recover(recover::RecoverArgs),
     Completion(completion::CompletionArgs),
 }
 
@@ -70,6 +76,9 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Up(args) => up::run(args, settings),
         Command::Status(args) => status::run(args, settings),
         Command::Routes(args) => routes::run(args, settings),
+        Command::Backup(args) => backup::run(args, settings),
+        Command::Restore(args) => restore::run(args, settings),
+        Command::Recover(args) => recover::run(args, settings),
         Command::Completion(args) => completion::run(args, settings),
     }
 }

@@ -69,6 +69,13 @@ pub fn table(header: &[&str], right: &[usize], rows: Vec<Vec<String>>) -> anyhow
     line(&table.trim_fmt())
 }
 
+/// Names and values, one below the other, the values aligned.
+pub fn facts(facts: &[(&str, String)]) -> String {
+    let width = facts.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let lines = facts.iter().map(|(name, value)| format!("{name:width$}  {value}"));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
 /// `1 route`, `2 routes`.
 pub fn counted(count: usize, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })

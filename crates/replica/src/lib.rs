@@ -1,14 +1,18 @@
 //! One member of the cluster: keeps the table in a replicated log and hands it to those who follow it.
 
+pub mod backup;
 pub mod config;
 mod consensus;
 mod feed;
 mod metrics;
+pub mod recover;
 mod replica;
+pub mod restore;
 mod scrub;
 mod services;
 mod storage;
 
 pub use config::{ClusterConfig, ConfigError, PeerAddress, ReplicaConfig};
 pub use replica::{BuildError, Replica, RunError};
+pub use storage::offline::BuildingError;
 pub use storage::{EXIT_SYNC_FAILED, OpenError};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use holdfast_table::{Digest, Revision};
+use holdfast_table::{Digest, Lineage, Revision};
 use holdfast_wire::proto::cluster_server::ClusterServer;
 use holdfast_wire::proto::raft_server::RaftServer;
 use holdfast_wire::proto::routes_server::RoutesServer;
@@ -19,9 +19,9 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 
-use crate::config::{ConfigError, ReplicaConfig};
+use crate::config::{ConfigError, PeerAddress, ReplicaConfig};
 use crate::consensus::Consensus;
-use crate::consensus::bootstrap::{self, Introduction, is_member};
+use crate::consensus::bootstrap::{self, Introduction, Misplaced, is_member};
 use crate::consensus::network::MESSAGE_BYTES_MAX;
 use crate::feed::Feed;
 use crate::metrics::Metrics;
@@ -98,6 +98,21 @@ pub enum RunError {
         peer: String,
         /// The cluster there.
         other: String,
+    },
+    /// An operator has made another cluster of this one.
+    #[error(
+        "data-dir {data_dir:?}: belongs to cluster {cluster_id}, which is over: {peer} is in cluster {successor}, made from \
+         it by a restore or recovery; keep the directory aside, and start this replica with an empty one: it joins"
+    )]
+    Superseded {
+        /// The directory.
+        data_dir: std::path::PathBuf,
+        /// Its cluster.
+        cluster_id: String,
+        /// Who says so.
+        peer: String,
+        /// The cluster that came after it.
+        successor: String,
     },
     /// The consensus did not start, or stopped.
     #[error("consensus stopped: {0}")]
@@ -228,6 +243,7 @@ impl ReplicaConfig {
             admission: Admission::default(),
             caught_up: AtomicBool::new(false),
             stopping: CancellationToken::new(),
+            backups: crate::services::backup::permits(),
             streams: TaskTracker::new(),
         };
         Ok(Replica {
@@ -271,6 +287,7 @@ impl Replica {
             admin,
         } = self;
         tracing::info!(name = config.name, client = %client.local_addr().map_or_else(|_| String::new(), |a| a.to_string()), "replica starts");
+        let lineage = published.load().state.lineage.clone();
         let mut tasks = JoinSet::new();
         tasks.spawn(serve_clients(context.clone(), client));
         let raft = RaftRuntime::start()?;
@@ -300,7 +317,7 @@ impl Replica {
         };
         let ended = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
-            error = misplaced(&config, &context) => Err(error),
+            error = misplaced(&config, &context, &lineage) => Err(error),
             Err(error) = started => Err(error),
             Some(ended) = tasks.join_next() => Err(early(ended)),
             Some(ended) = peers.join_next() => Err(early(ended)),
@@ -331,19 +348,30 @@ fn wrong(context: &Context, finding: Finding) -> RunError {
 }
 
 /// Returns if this replica's directory turns out to be another cluster's. Until then peers refuse whatever it says.
-async fn misplaced(config: &ReplicaConfig, context: &Context) -> RunError {
+async fn misplaced(config: &ReplicaConfig, context: &Context, lineage: &Lineage) -> RunError {
     let identity = context.introduction.identity.borrow().clone();
-    if is_member(&identity)
-        && let Some((peer, other)) = bootstrap::foreign_cluster(config, &identity).await
-    {
-        return RunError::OtherCluster {
-            data_dir: config.data_dir.clone(),
-            cluster_id: identity.cluster_id,
-            peer: format!("{} at {}", peer.name, peer.address),
+    let misplaced = match is_member(&identity) {
+        true => bootstrap::misplaced(config, &identity, lineage).await,
+        false => None,
+    };
+    let data_dir = config.data_dir.clone();
+    let cluster_id = identity.cluster_id;
+    let named = |peer: PeerAddress| format!("{} at {}", peer.name, peer.address);
+    match misplaced {
+        Some(Misplaced::Foreign(peer, other)) => RunError::OtherCluster {
+            data_dir,
+            cluster_id,
+            peer: named(peer),
             other,
-        };
+        },
+        Some(Misplaced::Superseded(peer, successor)) => RunError::Superseded {
+            data_dir,
+            cluster_id,
+            peer: named(peer),
+            successor,
+        },
+        None => std::future::pending().await,
     }
-    std::future::pending().await
 }
 
 fn early(ended: Result<Result<(), RunError>, tokio::task::JoinError>) -> RunError {

@@ -2,6 +2,7 @@
 
 pub mod admin;
 mod admission;
+pub mod backup;
 pub mod cluster;
 pub mod raft;
 pub mod routes;
@@ -12,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use holdfast_wire::errors::{self, Reason};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::metadata::MetadataMap;
@@ -47,6 +48,8 @@ pub struct Context {
     pub caught_up: AtomicBool,
     /// Cancelled when the replica begins to stop.
     pub stopping: CancellationToken,
+    /// How many backups may be under way.
+    pub backups: Arc<Semaphore>,
     /// Owns the tasks of streams; the replica waits for them.
     pub streams: TaskTracker,
 }

@@ -7,6 +7,7 @@ mod disk;
 pub mod identity;
 mod keys;
 pub mod log;
+pub mod offline;
 mod rocks;
 pub mod snapshot;
 pub mod state_machine;
@@ -21,7 +22,10 @@ use disk::{Disk, Family};
 use rocks::RocksDisk;
 pub use sync::EXIT_SYNC_FAILED;
 
-/// Beside the database: says that it must not be opened again.
+/// In a data directory: the file that says that a process has it, the database, and the mark that it must not be opened
+/// again.
+const LOCK: &str = "replica.lock";
+const DATABASE: &str = "db";
 const SET_ASIDE: &str = "set-aside";
 
 /// The version of everything in a data directory; a replica opens no other.
@@ -64,6 +68,22 @@ pub enum OpenError {
         /// What was configured.
         name: String,
     },
+    /// There is nothing to recover.
+    #[error("data-dir {path:?}: holds no replica's data")]
+    Empty {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A restore or recover was killed half-way; nothing is lost, but a blank replica must not start here.
+    #[error("data-dir {path:?}: a restore or recover was interrupted here, and {left:?} is what it left; {remedy}")]
+    Interrupted {
+        /// The directory.
+        path: PathBuf,
+        /// What is there in place of a database.
+        left: PathBuf,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// Damage is never served and never repaired by guessing.
     #[error(
         "data-dir {path:?}: is damaged ({problem}); nothing was changed; keep it, and see docs/operating.md for what to do"
@@ -97,14 +117,11 @@ impl Store {
             source,
         };
         std::fs::create_dir_all(path).map_err(directory)?;
-        let lock = File::create(path.join("replica.lock")).map_err(directory)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(OpenError::Locked { path: path.to_owned() }),
-            Err(TryLockError::Error(source)) => return Err(directory(source)),
-        }
+        let lock = File::create(path.join(LOCK)).map_err(directory)?;
+        let lock = locked(path, lock)?;
+        offline::refuse_interrupted(path)?;
         set_aside(path).map_err(directory)?;
-        let disk = RocksDisk::open(path).map_err(|problem| OpenError::Damaged {
+        let disk = RocksDisk::open(&path.join(DATABASE)).map_err(|problem| OpenError::Damaged {
             path: path.to_owned(),
             problem,
         })?;
@@ -129,6 +146,12 @@ impl Store {
         File::open(&self.path)?.sync_all()
     }
 
+    /// Blocks until everything written lasts.
+    #[cfg(test)]
+    pub fn sync(&self) -> io::Result<()> {
+        self.disk.sync()
+    }
+
     fn damaged(&self, problem: impl Into<String>) -> OpenError {
         OpenError::Damaged {
             path: self.path.clone(),
@@ -142,7 +165,7 @@ fn set_aside(path: &Path) -> io::Result<()> {
     if !mark.try_exists()? {
         return Ok(());
     }
-    let database = path.join("db");
+    let database = path.join(DATABASE);
     if database.try_exists()? {
         let free = |n: &u32| !path.join(format!("db.set-aside-{n}")).exists();
         let number = (1..).find(free).unwrap_or_default();
@@ -155,6 +178,18 @@ fn set_aside(path: &Path) -> io::Result<()> {
         );
     }
     std::fs::remove_file(mark)
+}
+
+/// The lock of the directory, taken.
+fn locked(path: &Path, lock: File) -> Result<File, OpenError> {
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(OpenError::Locked { path: path.to_owned() }),
+        Err(TryLockError::Error(source)) => Err(OpenError::Directory {
+            path: path.to_owned(),
+            source,
+        }),
+    }
 }
 
 fn corrupt(problem: impl Into<String>) -> io::Error {

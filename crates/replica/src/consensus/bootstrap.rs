@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use holdfast_table::Lineage;
 use holdfast_wire::proto;
 use tokio::sync::watch;
 use tonic::transport::Channel;
@@ -249,19 +250,80 @@ async fn found(peer: &PeerAddress, founding: &Identity, store_uuid: &str) -> Res
     }
 }
 
-/// A peer that answers from another cluster, if every peer that answers does: then this data directory is in the wrong
-/// place.
-pub async fn foreign_cluster(config: &ReplicaConfig, identity: &Identity) -> Option<(PeerAddress, String)> {
+/// Why a member's data directory is not to be used where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Misplaced {
+    /// Every peer that answers is in another cluster: this one.
+    Foreign(PeerAddress, String),
+    /// A peer is in a cluster that was made from this replica's own, which is over.
+    Superseded(PeerAddress, String),
+}
+
+/// Asks the peers in which cluster they are; `None` unless the answers say that this replica has no place there.
+///
+/// Peers of a cluster that is among the ancestors of this replica's own say nothing: they are what is left of it.
+pub async fn misplaced(config: &ReplicaConfig, identity: &Identity, lineage: &Lineage) -> Option<Misplaced> {
     let others = config.cluster.peers.iter().filter(|peer| peer.name != config.name);
-    let answers = others.map(async |peer| Some((peer.clone(), identify(peer).await.ok()?.cluster_id)));
+    let answers = others.map(async |peer| Some((peer, identify(peer).await.ok()?)));
     let answers = futures_util::future::join_all(answers).await;
-    let members: Vec<_> = answers
-        .into_iter()
-        .flatten()
-        .filter(|(_, cluster_id)| !cluster_id.is_empty())
-        .collect();
-    match members.iter().any(|(_, cluster_id)| *cluster_id == identity.cluster_id) {
-        true => None,
-        false => members.into_iter().next(),
+    judge_place(answers.into_iter().flatten(), &identity.cluster_id, lineage)
+}
+
+fn judge_place<'a>(
+    answers: impl IntoIterator<Item = (&'a PeerAddress, proto::IdentifyResponse)>,
+    own: &str,
+    lineage: &Lineage,
+) -> Option<Misplaced> {
+    let members = answers.into_iter().filter(|(_, answer)| !answer.cluster_id.is_empty());
+    let (mut at_home, mut foreign) = (false, None);
+    for (peer, answer) in members {
+        if answer.cluster_id == own {
+            at_home = true;
+        } else if answer.lineage.iter().any(|ancestor| ancestor == own) {
+            return Some(Misplaced::Superseded(peer.clone(), answer.cluster_id));
+        } else if lineage.contains(&answer.cluster_id) {
+            tracing::warn!(%peer.name, cluster = answer.cluster_id, "a replica of the cluster before this one still runs; stop it, and start it with an empty directory");
+        } else {
+            foreign = foreign.or(Some(Misplaced::Foreign(peer.clone(), answer.cluster_id)));
+        }
+    }
+    foreign.filter(|_| !at_home)
+}
+
+#[cfg(test)]
+mod place_tests {
+    use super::*;
+
+    fn judged(peers: &[(&str, &[&str])], own: &str, ancestors: &[&str]) -> Option<&'static str> {
+        let address = PeerAddress {
+            name: "r1".into(),
+            address: "127.0.0.1:1".into(),
+        };
+        let answers = peers.iter().map(|(cluster_id, lineage)| {
+            let answer = proto::IdentifyResponse {
+                cluster_id: (*cluster_id).into(),
+                lineage: lineage.iter().map(|id| (*id).to_owned()).collect(),
+                ..Default::default()
+            };
+            (&address, answer)
+        });
+        let lineage = Lineage::new(ancestors.iter().map(|id| (*id).to_owned()));
+        judge_place(answers, own, &lineage).map(|misplaced| match misplaced {
+            Misplaced::Foreign(..) => "foreign",
+            Misplaced::Superseded(..) => "superseded",
+        })
+    }
+
+    #[test]
+    fn a_member_knows_whether_its_cluster_is_over() {
+        assert_eq!(judged(&[], "a", &[]), None);
+        assert_eq!(judged(&[("", &[]), ("a", &[])], "a", &[]), None);
+        assert_eq!(judged(&[("b", &[])], "a", &[]), Some("foreign"));
+        // One of its own is enough to be in the right place, unless the cluster is over.
+        assert_eq!(judged(&[("b", &[]), ("a", &[])], "a", &[]), None);
+        assert_eq!(judged(&[("a", &[]), ("b", &["z", "a"])], "a", &[]), Some("superseded"));
+        // What is left of the cluster before does not keep the new one from starting.
+        assert_eq!(judged(&[("a", &[]), ("a", &[])], "b", &["a"]), None);
+        assert_eq!(judged(&[("a", &[]), ("c", &[])], "b", &["a"]), Some("foreign"));
     }
 }

@@ -9,8 +9,9 @@ use openraft::ServerState;
 use tonic::{Request, Response, Status};
 
 use super::Context;
+use super::backup::BackupStream;
 
-/// The service behind `holdfast status`.
+/// The service behind `holdfast status` and `backup`.
 #[derive(Clone)]
 pub struct ClusterService(pub Arc<Context>);
 
@@ -18,6 +19,12 @@ pub struct ClusterService(pub Arc<Context>);
 impl Cluster for ClusterService {
     async fn status(&self, _: Request<proto::StatusRequest>) -> Result<Response<proto::StatusResponse>, Status> {
         Ok(Response::new(status(&self.0)))
+    }
+
+    type BackupStream = BackupStream;
+
+    async fn backup(&self, request: Request<proto::BackupRequest>) -> Result<Response<BackupStream>, Status> {
+        super::backup::backup(self.0.clone(), request).await
     }
 }
 

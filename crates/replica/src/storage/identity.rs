@@ -16,11 +16,7 @@ impl Store {
     /// # Errors
     /// [`OpenError`]: another version's directory, another replica's, or a damaged one.
     pub fn identity(&self, name: &str) -> Result<Identity, OpenError> {
-        let read = self
-            .disk
-            .get(Family::Meta, keys::IDENTITY)
-            .map_err(|error| self.damaged(error.to_string()))?;
-        let Some(bytes) = read else {
+        let Some(identity) = self.written_identity()? else {
             let identity = Identity {
                 format: FORMAT,
                 store_uuid: Uuid::new_v4().to_string(),
@@ -30,14 +26,6 @@ impl Store {
             self.save_identity(&identity)?;
             return Ok(identity);
         };
-        let identity =
-            Identity::decode(&bytes[..]).map_err(|error| self.damaged(format!("identity cannot be read: {error}")))?;
-        if identity.format != FORMAT {
-            return Err(OpenError::Format {
-                path: self.path.clone(),
-                found: identity.format,
-            });
-        }
         if identity.name != name {
             return Err(OpenError::Name {
                 path: self.path.clone(),
@@ -46,6 +34,27 @@ impl Store {
             });
         }
         Ok(identity)
+    }
+
+    /// The identity as it is on disk; `None` in a new directory.
+    ///
+    /// # Errors
+    /// [`OpenError`]: another version's directory, or a damaged one.
+    pub fn written_identity(&self) -> Result<Option<Identity>, OpenError> {
+        let read = self
+            .disk
+            .get(Family::Meta, keys::IDENTITY)
+            .map_err(|error| self.damaged(error.to_string()))?;
+        let Some(bytes) = read else { return Ok(None) };
+        let identity =
+            Identity::decode(&bytes[..]).map_err(|error| self.damaged(format!("identity cannot be read: {error}")))?;
+        if identity.format != FORMAT {
+            return Err(OpenError::Format {
+                path: self.path.clone(),
+                found: identity.format,
+            });
+        }
+        Ok(Some(identity))
     }
 
     /// Writes the identity; on disk when this returns.

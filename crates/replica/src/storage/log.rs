@@ -163,6 +163,62 @@ fn read_entry((key, value): &Row) -> io::Result<Entry> {
     Ok(entry)
 }
 
+/// What a replica that does not run has promised and agreed on, beside its log entries.
+pub struct Promises {
+    /// Its vote.
+    pub vote: Option<Vote>,
+    /// The last entry that it no longer keeps.
+    pub purged: Option<LogId>,
+    /// The last entry that it knew to be committed; there may be more.
+    pub committed: Option<LogId>,
+}
+
+/// Reads the promises from disk.
+pub fn promises(store: &Store) -> io::Result<Promises> {
+    let read = |key| store.disk.get(Family::Meta, key);
+    let log_id = |key| read(key)?.map(|bytes| decode(&bytes).map(log_id_in)).transpose();
+    Ok(Promises {
+        vote: read(keys::VOTE)?
+            .map(|bytes| decode(&bytes).map(ballot_in))
+            .transpose()?,
+        purged: log_id(keys::PURGED)?,
+        committed: log_id(keys::COMMITTED)?,
+    })
+}
+
+/// The entries on disk from `from` on, in order; ends with the first one that is damaged.
+pub fn entries(store: &Store, from: u64) -> impl Iterator<Item = io::Result<Entry>> {
+    let rows = store.disk.scan(Family::Log, &keys::entry(from));
+    let mut ended = false;
+    rows.map_while(move |row| {
+        let entry = (!ended).then(|| row.and_then(|row| read_entry(&row)))?;
+        ended = entry.is_err();
+        Some(entry)
+    })
+}
+
+/// Flips a bit of an entry, as a disk might.
+#[cfg(test)]
+pub fn damage(store: &Store, index: u64) {
+    let mut value = store.disk.get(Family::Log, &keys::entry(index)).unwrap().unwrap();
+    *value.last_mut().unwrap() ^= 1;
+    let mut batch = Batch::default();
+    batch.put(Family::Log, keys::entry(index), value);
+    store.disk.write(batch).unwrap();
+}
+
+/// Gives a new directory a log that is empty and goes on after `last`; on disk when this returns.
+pub fn seed(store: &Store, last: LogId) -> io::Result<()> {
+    let leader = last.committed_leader_id();
+    let vote = Vote::new_committed(leader.term, leader.node_id);
+    let mut batch = Batch::default();
+    batch.put(Family::Meta, keys::VOTE, ballot_out(&vote).encode_to_vec());
+    batch.put(Family::Meta, keys::PURGED, log_id_out(&last).encode_to_vec());
+    batch.put(Family::Meta, keys::COMMITTED, log_id_out(&last).encode_to_vec());
+    store.disk.write(batch)?;
+    store.disk.sync()
+}
+
 fn decode<M: prost::Message + Default>(bytes: &[u8]) -> io::Result<M> {
     M::decode(bytes::Bytes::copy_from_slice(bytes)).map_err(|error| corrupt(error.to_string()))
 }

@@ -10,6 +10,7 @@ use rocksdb::{
 };
 
 use super::disk::{Batch, Change, Disk, Family, Row};
+use super::offline::WalRecovery;
 use super::sync::Syncer;
 
 const MIB: usize = 1024 * 1024;
@@ -26,16 +27,25 @@ impl RocksDisk {
     /// In words: what is damaged. Only an incomplete last record of the write-ahead log, which was never acknowledged,
     /// is dropped.
     pub fn open(path: &Path) -> Result<Self, String> {
-        let families = Family::ALL.map(|family| {
-            let buffer = match family {
-                Family::Meta => MIB,
-                Family::Log | Family::Table => 16 * MIB,
-            };
-            ColumnFamilyDescriptor::new(name(family), family_options(buffer))
-        });
-        let db = DB::open_cf_descriptors(&database_options(), path.join("db"), families)
-            .map_err(|error| error.to_string())?;
-        Ok(RocksDisk { db })
+        let db = DB::open_cf_descriptors(&database_options(), path, families());
+        db.map(|db| RocksDisk { db }).map_err(|error| error.to_string())
+    }
+
+    /// Opens what is in `path` without ever changing it.
+    ///
+    /// # Errors
+    /// In words: what is missing or damaged.
+    pub fn open_to_read(path: &Path, wal: WalRecovery) -> Result<Self, String> {
+        let mut options = database_options();
+        options.create_if_missing(false);
+        options.create_missing_column_families(false);
+        if wal == WalRecovery::PointInTime {
+            options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+            // A write-ahead log that is shorter than it was known to be is just what is to be read now.
+            options.set_track_and_verify_wals_in_manifest(false);
+        }
+        let db = DB::open_cf_descriptors_read_only(&options, path, families(), false);
+        db.map(|db| RocksDisk { db }).map_err(|error| error.to_string())
     }
 
     fn family(&self, family: Family) -> &ColumnFamily {
@@ -81,6 +91,16 @@ impl Disk for RocksDisk {
     fn syncer(self: Arc<Self>) -> io::Result<Syncer> {
         Syncer::thread(self)
     }
+}
+
+fn families() -> [ColumnFamilyDescriptor; 3] {
+    Family::ALL.map(|family| {
+        let buffer = match family {
+            Family::Meta => MIB,
+            Family::Log | Family::Table => 16 * MIB,
+        };
+        ColumnFamilyDescriptor::new(name(family), family_options(buffer))
+    })
 }
 
 fn name(family: Family) -> &'static str {

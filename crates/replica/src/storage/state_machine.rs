@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::{Stream, StreamExt as _};
-use holdfast_table::{Command, Digest, Epoch, Outcome, Revision, State, Table};
+use holdfast_table::{Command, Digest, Epoch, HubId, Namespace, Outcome, Revision, State, Table};
 use holdfast_wire::convert::ConvertError;
 use holdfast_wire::proto;
-use holdfast_wire::proto::command::Command as Content;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
 use prost::Message as _;
@@ -35,7 +34,32 @@ pub struct Position {
     pub state: State,
     /// The last entry in it.
     pub applied: Option<LogId>,
-    membership: StoredMembership,
+    /// The last membership in it.
+    pub membership: StoredMembership,
+}
+
+impl Position {
+    /// True for an id that a replica once had and that is no member's any more. It is never given again.
+    pub fn is_retired(&self, node_id: u64) -> bool {
+        (1..=self.state.node_id_max).contains(&node_id) && self.membership.get_node(&node_id).is_none()
+    }
+
+    /// What is on the disk of a replica that does not run. Changes nothing there.
+    ///
+    /// # Errors
+    /// [`OpenError::Damaged`]: the rows are not what was written with them.
+    pub fn stored(store: &Store) -> Result<Self, OpenError> {
+        match load(store) {
+            Ok(loaded) => Ok(loaded.position),
+            Err(error) => Err(store.damaged(format!("table: {error}"))),
+        }
+    }
+
+    fn join(&mut self, membership: StoredMembership) {
+        let ids = membership.nodes().map(|(id, _)| *id);
+        self.state.node_id_max = ids.fold(self.state.node_id_max, u64::max);
+        self.membership = membership;
+    }
 }
 
 /// The state as it is now, for everybody but the state machine itself: read without a lock, waited for without polling.
@@ -112,7 +136,14 @@ impl StateMachine {
     /// # Errors
     /// [`OpenError::Damaged`]: the rows are not what was written with them.
     pub fn open(store: Store) -> Result<(Self, Published), OpenError> {
-        let (position, generation) = load(&store).map_err(|error| store.damaged(format!("table: {error}")))?;
+        let damaged = |error: io::Error| store.damaged(format!("table: {error}"));
+        let Loaded {
+            position,
+            generation,
+            stale,
+        } = load(&store).map_err(damaged)?;
+        // Left from a snapshot that was interrupted, or not yet cleared away after one that was not.
+        store.disk.write(stale).map_err(damaged)?;
         let current = Arc::new(ArcSwap::from_pointee(position.clone()));
         let (applied, receiver) = watch::channel(position.applied.map_or(0, |log_id| log_id.index));
         let digests = Arc::new(Mutex::new(Digests::default()));
@@ -159,11 +190,8 @@ impl StateMachine {
     }
 
     fn apply_command(&mut self, batch: &mut Batch, index: u64, proposal: &Proposal) -> io::Result<Applied> {
-        let damaged = |problem: String| corrupt(format!("log entry {index}: {problem}"));
-        let command = proto::Command::decode(proposal.0.clone()).map_err(|error| damaged(error.to_string()))?;
-        match command.command.ok_or_else(|| damaged("no command in it".into()))? {
-            Content::Write(write) => {
-                let command = Command::try_from(&write).map_err(|error| damaged(error.to_string()))?;
+        match Content::of(index, proposal)? {
+            Content::Write(command) => {
                 let outcome = self.position.state.apply(index, &command);
                 if outcome.delta.is_some() {
                     self.note_digest();
@@ -171,13 +199,8 @@ impl StateMachine {
                 self.mirror(batch, &command, &outcome);
                 Ok(Applied::Write(outcome.result))
             }
-            Content::OpenHub(open) => {
-                let (namespace, hub) = (&open)
-                    .try_into()
-                    .map_err(|error: ConvertError| damaged(error.to_string()))?;
-                // Its rows are in the header, which is written with the position.
-                Ok(Applied::Hub(self.position.state.open_hub(&namespace, hub)))
-            }
+            // Its rows are in the header, which is written with the position.
+            Content::OpenHub(namespace, hub) => Ok(Applied::Hub(self.position.state.open_hub(&namespace, hub))),
         }
     }
 
@@ -215,6 +238,11 @@ impl StateMachine {
                 snapshot::session_out(id, session).encode_to_vec(),
             );
         }
+    }
+
+    /// Makes `position` the state of a directory that is in no cluster yet; on disk when this returns.
+    pub fn seed(&mut self, position: Position) -> io::Result<()> {
+        self.install(position)
     }
 
     fn install(&mut self, position: Position) -> io::Result<()> {
@@ -257,9 +285,48 @@ impl StateMachine {
     }
 }
 
-fn load(store: &Store) -> io::Result<(Position, u32)> {
+/// What a log entry asks for.
+enum Content {
+    Write(Command),
+    OpenHub(Namespace, HubId),
+}
+
+impl Content {
+    fn of(index: u64, proposal: &Proposal) -> io::Result<Self> {
+        use proto::command::Command as In;
+        let damaged = |problem: String| corrupt(format!("log entry {index}: {problem}"));
+        let unread = |error: ConvertError| damaged(error.to_string());
+        let command = proto::Command::decode(proposal.0.clone()).map_err(|error| damaged(error.to_string()))?;
+        match command.command.ok_or_else(|| damaged("no command in it".into()))? {
+            In::Write(write) => (&write).try_into().map(Content::Write).map_err(unread),
+            In::OpenHub(open) => {
+                let (namespace, hub) = (&open).try_into().map_err(unread)?;
+                Ok(Content::OpenHub(namespace, hub))
+            }
+        }
+    }
+}
+
+/// Applies a log entry to a state that nobody follows.
+pub fn replay(state: &mut State, index: u64, proposal: &Proposal) -> io::Result<()> {
+    match Content::of(index, proposal)? {
+        Content::Write(command) => drop(state.apply(index, &command)),
+        Content::OpenHub(namespace, hub) => drop(state.open_hub(&namespace, hub)),
+    }
+    Ok(())
+}
+
+/// What the rows say, and those that say nothing any more.
+#[derive(Default)]
+struct Loaded {
+    position: Position,
+    generation: u32,
+    stale: Batch,
+}
+
+fn load(store: &Store) -> io::Result<Loaded> {
     let Some(bytes) = store.disk.get(Family::Meta, keys::APPLIED)? else {
-        return Ok((Position::default(), 0));
+        return Ok(Loaded::default());
     };
     let applied = proto::AppliedState::decode(&bytes[..]).map_err(|error| corrupt(error.to_string()))?;
     let header = applied.header.ok_or_else(|| corrupt("a position without its header"))?;
@@ -295,17 +362,18 @@ fn load(store: &Store) -> io::Result<(Position, u32)> {
             }
         }
     }
-    // Left from a snapshot that was interrupted, or not yet cleared away after one that was not.
-    store.disk.write(stale)?;
     let state = snapshot::assemble(&header, rows)?;
-    Ok((
-        Position {
-            state,
-            applied: applied.log_id.map(log_id_in),
-            membership,
-        },
-        applied.generation,
-    ))
+    let mut position = Position {
+        state,
+        applied: applied.log_id.map(log_id_in),
+        membership: StoredMembership::default(),
+    };
+    position.join(membership);
+    Ok(Loaded {
+        position,
+        generation: applied.generation,
+        stale,
+    })
 }
 
 impl RaftStateMachine<TypeConfig> for StateMachine {
@@ -329,7 +397,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 EntryPayload::Blank => Applied::Nothing,
                 EntryPayload::Normal(proposal) => self.apply_command(&mut batch, entry.log_id.index, &proposal)?,
                 EntryPayload::Membership(membership) => {
-                    self.position.membership = StoredMembership::new(Some(entry.log_id), membership);
+                    self.position
+                        .join(StoredMembership::new(Some(entry.log_id), membership));
                     Applied::Nothing
                 }
             };
@@ -351,11 +420,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, state: State) -> io::Result<()> {
-        let position = Position {
+        let mut position = Position {
             state,
             applied: meta.last_log_id,
-            membership: meta.last_membership.clone(),
+            membership: StoredMembership::default(),
         };
+        position.join(meta.last_membership.clone());
         blocking(|| self.install(position))?;
         self.note_digest();
         self.publish();
