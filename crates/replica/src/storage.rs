@@ -18,7 +18,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use disk::{Disk, Family};
+use disk::Disk;
+
 use rocks::RocksDisk;
 pub use sync::EXIT_SYNC_FAILED;
 

@@ -290,6 +290,9 @@ fn over_a_snapshot(state: &State) -> State {
         history: History::new(&copy, tombstones, state.history.horizon()),
         table: copy,
         sessions,
+        hubs: state.hubs.clone(),
+        lineage: state.lineage.clone(),
+        node_id_max: state.node_id_max,
     }
 }
 

@@ -4,6 +4,7 @@ use std::fs;
 use futures_util::stream;
 use holdfast_table::{Batch, Command, Route};
 use holdfast_wire::proto;
+use holdfast_wire::proto::command::Command as Content;
 use openraft::async_runtime::Oneshot as _;
 use openraft::storage::{IOFlushed, RaftLogStorage as _, RaftStateMachine as _};
 use openraft::{AsyncRuntime, TokioRuntime};
@@ -44,7 +45,7 @@ fn entry(index: u64) -> Entry {
                 session: Some(([7; 16], index)),
             };
             let message = proto::Command {
-                write: Some((&command).into()),
+                command: Some(Content::Write((&command).into())),
                 time_ms: 0,
             };
             EntryPayload::Normal(Proposal(message.encode_to_vec().into()))

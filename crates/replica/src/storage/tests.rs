@@ -13,6 +13,7 @@ use openraft::{AsyncRuntime, EntryPayload, StorageError, TokioRuntime};
 use prost::Message as _;
 use tempfile::TempDir;
 
+use super::disk::Family;
 use super::log::LogStore;
 use super::state_machine::StateMachine;
 use super::*;
