@@ -23,6 +23,8 @@ pub struct ClusterConfig {
     pub heartbeat: Duration,
     /// A follower without leader asks for votes after the end plus a random time from the range.
     pub election_timeout: Range<Duration>,
+    /// The leader by itself replaces a replica that lost its disk, and adds configured peers that are no members.
+    pub auto_replace: bool,
 }
 
 impl ClusterConfig {
@@ -153,6 +155,7 @@ mod tests {
                 peers,
                 heartbeat: ClusterConfig::HEARTBEAT,
                 election_timeout: ClusterConfig::ELECTION_TIMEOUT,
+                auto_replace: true,
             },
             name: name.into(),
             data_dir: "/nowhere".into(),

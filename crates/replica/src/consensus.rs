@@ -1,10 +1,11 @@
 //! The one place that speaks to openraft: proposes, reads, leads and steps down.
 
 pub mod bootstrap;
+pub mod membership;
 pub mod network;
 pub mod types;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,7 +18,8 @@ use openraft::async_runtime::WatchReceiver as _;
 use openraft::error::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::{Config, RaftMetrics, ReadPolicy, ServerState, SnapshotPolicy};
 use prost::Message as _;
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout, timeout_at};
 use tonic::transport::Channel;
 
 use crate::config::ClusterConfig;
@@ -46,6 +48,11 @@ pub struct Consensus {
     last_contact: Arc<Mutex<Option<Instant>>>,
     // At most two addresses per member.
     channels: Arc<Mutex<HashMap<String, Channel>>>,
+    // True while the leadership moves: what is proposed meanwhile waits.
+    held: watch::Sender<bool>,
+    // Held by whoever changes the members.
+    change: Arc<tokio::sync::Mutex<()>>,
+    waits_for: watch::Sender<String>,
 }
 
 /// Why a write has no good answer.
@@ -90,6 +97,9 @@ impl Consensus {
             published,
             last_contact: Arc::default(),
             channels: Arc::default(),
+            held: watch::Sender::new(false),
+            change: Arc::default(),
+            waits_for: watch::Sender::default(),
         })
     }
 
@@ -121,8 +131,10 @@ impl Consensus {
     }
 
     /// Gives the founding members their first membership. Does nothing on a cluster that has one.
+    ///
+    /// Nor on a replica that joined: however empty its log is, its cluster has been formed, by others.
     pub async fn initialize(&self) -> io::Result<()> {
-        if self.raft.is_initialized().await.map_err(io::Error::other)? {
+        if self.identity.founders.is_empty() || self.raft.is_initialized().await.map_err(io::Error::other)? {
             return Ok(());
         }
         let members: BTreeMap<u64, Node> = self
@@ -150,6 +162,20 @@ impl Consensus {
     /// True if this replica believes that it leads.
     pub fn is_leader(&self) -> bool {
         self.raft.server_metrics().borrow_watched().state == ServerState::Leader
+    }
+
+    /// Returns once another than `tried` leads.
+    pub async fn led_by_another(&self, tried: Option<u64>) {
+        let mut metrics = self.raft.server_metrics();
+        loop {
+            let leader = metrics.borrow_and_update().current_leader;
+            if leader.is_some() && leader != tried {
+                return;
+            }
+            if metrics.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
     }
 
     /// Every member, this one included.
@@ -207,6 +233,7 @@ impl Consensus {
             true => None,
             false => state.answer_without_log(command),
         };
+        self.released(deadline).await?;
         if self.is_leader() && without_log(&self.published.load().state).is_some() {
             let position = self.read(deadline).await.map_err(|_| ProposeError::NotLeader)?;
             if let Some(answer) = without_log(&position.state) {
@@ -229,9 +256,22 @@ impl Consensus {
         time_ms: u64,
         deadline: Instant,
     ) -> Result<HubEpoch, ProposeError> {
+        self.released(deadline).await?;
         match self.log(Content::OpenHub(request.clone()), time_ms, deadline).await? {
             Applied::Hub(result) => Ok(result?),
             Applied::Write(_) | Applied::Nothing => Err(ProposeError::Unknown),
+        }
+    }
+
+    /// Waits while proposals are held back.
+    async fn released(&self, deadline: Instant) -> Result<(), ProposeError> {
+        if !*self.held.borrow() {
+            return Ok(());
+        }
+        let mut held = self.held.subscribe();
+        match timeout_at(deadline, held.wait_for(|held| !held)).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(ProposeError::NotLeader),
         }
     }
 
@@ -327,18 +367,50 @@ impl Consensus {
 
     /// Moves the leadership to the voter that is furthest and answers, if this replica has it, and waits a little for that.
     pub async fn step_down(&self) {
-        const PATIENCE: Duration = Duration::from_secs(1);
-        let Some(target) = successor(&self.metrics()) else {
+        let voters: BTreeSet<u64> = self.metrics().membership_config.voter_ids().collect();
+        if !self.is_leader() || voters.len() == 1 {
             return;
-        };
-        let me = self.identity.node_id;
-        if self.raft.trigger().transfer_leader(target).await.is_ok() {
-            let moved = self.metrics_when(|metrics| metrics.current_leader.is_some_and(|leader| leader != me));
-            match tokio::time::timeout(PATIENCE, moved).await {
-                Ok(_) => tracing::info!(to = target, "leadership moved"),
-                Err(_) => tracing::warn!(to = target, "leadership did not move in time; the others will elect"),
-            }
         }
+        if let Err(why) = self.move_leadership(&voters).await {
+            tracing::warn!("leadership was not handed over: {why}; the others will elect");
+        }
+    }
+
+    /// Moves the leadership from this replica to the one of `candidates` that answers and is furthest; returns who leads
+    /// then, and how long no proposal could be decided.
+    ///
+    /// What is proposed meanwhile waits, and finds the new leader; what was proposed before is on the target's disk
+    /// before it is asked to lead.
+    ///
+    /// # Errors
+    /// In words; the leadership may still move, to whomever the others elect.
+    pub async fn move_leadership(&self, candidates: &BTreeSet<u64>) -> Result<(u64, Duration), String> {
+        const CATCH_UP: Duration = Duration::from_millis(200);
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let target = successor(&self.metrics(), candidates).ok_or("nobody who could lead answers")?;
+        let began = Instant::now();
+        let _held = Held::new(&self.held);
+        let even = self.metrics_when(|metrics| {
+            let matched = metrics
+                .replication
+                .as_ref()
+                .and_then(|progress| progress.get(&target).copied().flatten());
+            metrics.state != ServerState::Leader || matched.map(|matched| matched.index) >= metrics.last_log_index
+        });
+        // If it takes longer, the target waits for the rest itself, or declines.
+        let _ = timeout(CATCH_UP, even).await;
+        self.raft
+            .trigger()
+            .transfer_leader(target)
+            .await
+            .map_err(|error| error.to_string())?;
+        let me = self.identity.node_id;
+        let moved = self.metrics_when(|metrics| metrics.current_leader.is_some_and(|leader| leader != me));
+        let moved = timeout(PATIENCE, moved).await.ok().flatten();
+        let leader = moved.and_then(|metrics| metrics.current_leader);
+        let leader = leader.ok_or_else(|| format!("id {target} did not take it within {PATIENCE:?}"))?;
+        tracing::info!(to = leader, took = ?began.elapsed(), "leadership moved");
+        Ok((leader, began.elapsed()))
     }
 
     /// Stops openraft; nothing is acknowledged after it.
@@ -349,8 +421,24 @@ impl Consensus {
     }
 }
 
-/// Who should lead after this leader; `None` if it does not lead, or nobody answers it any more.
-fn successor(metrics: &RaftMetrics<TypeConfig>) -> Option<u64> {
+/// Keeps proposals waiting for as long as it lives.
+struct Held<'a>(&'a watch::Sender<bool>);
+
+impl<'a> Held<'a> {
+    fn new(held: &'a watch::Sender<bool>) -> Self {
+        held.send_replace(true);
+        Held(held)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(false);
+    }
+}
+
+/// Who of `candidates` should lead after this leader; `None` if it does not lead, or none of them answers it any more.
+fn successor(metrics: &RaftMetrics<TypeConfig>, candidates: &BTreeSet<u64>) -> Option<u64> {
     const ANSWERS: Duration = Duration::from_millis(500);
     if metrics.state != ServerState::Leader {
         return None;
@@ -361,7 +449,7 @@ fn successor(metrics: &RaftMetrics<TypeConfig>) -> Option<u64> {
         acked.is_some_and(|acked| acked.elapsed() < ANSWERS)
     };
     let voters = metrics.membership_config.voter_ids();
-    let others = voters.filter(|id| *id != metrics.id && answers(id));
+    let others = voters.filter(|id| *id != metrics.id && candidates.contains(id) && answers(id));
     others.max_by_key(|id| replication.get(id).copied().flatten())
 }
 

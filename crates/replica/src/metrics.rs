@@ -1,5 +1,7 @@
 //! Every metric of a replica, with its unit.
 
+use std::collections::HashMap;
+use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
@@ -10,8 +12,12 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+use tokio::time::Instant;
 
 type Count = Gauge<u64, AtomicU64>;
+
+/// What happens again and again is worth one line of the log in so much time.
+const SAID_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
 /// Counted as it happens; positions are read when somebody looks.
 pub struct Metrics {
@@ -20,6 +26,9 @@ pub struct Metrics {
     write_seconds: Histogram,
     snapshots_sent: Counter,
     digests_differed: Counter,
+    peer_calls_refused: Family<[(&'static str, &'static str); 1], Counter>,
+    refusals_said: Mutex<HashMap<&'static str, Instant>>,
+    retired: Count,
     leader: Count,
     term: Count,
     applied: Count,
@@ -57,6 +66,17 @@ impl Default for Metrics {
             "ready",
             "1 once this replica has caught up since its start",
         );
+        let retired = gauge(
+            &mut registry,
+            "retired",
+            "1 if this replica's id was taken from it: it serves nothing and has to be emptied",
+        );
+        let peer_calls_refused = Family::default();
+        registry.register(
+            "peer_calls_refused",
+            "Calls of peers that were meant for another replica or came from a retired one, by what was wrong",
+            peer_calls_refused.clone(),
+        );
         let contact_age = Gauge::default();
         registry.register_with_unit(
             "leader_contact_age",
@@ -91,6 +111,9 @@ impl Default for Metrics {
             write_seconds,
             snapshots_sent,
             digests_differed,
+            peer_calls_refused,
+            refusals_said: Mutex::default(),
+            retired,
             leader,
             term,
             applied,
@@ -124,9 +147,21 @@ impl Metrics {
         self.snapshots_sent.inc();
     }
 
+    /// A peer's call was refused for this reason; true if that is worth a line in the log.
+    pub fn peer_call_refused(&self, reason: &'static str) -> bool {
+        self.peer_calls_refused.get_or_create(&[("reason", reason)]).inc();
+        let mut said = self.refusals_said.lock().expect("nobody panics with it");
+        let news = said.get(reason).is_none_or(|at| at.elapsed() >= SAID_AGAIN_AFTER);
+        if news {
+            said.insert(reason, Instant::now());
+        }
+        news
+    }
+
     /// Everything in the OpenMetrics text format.
     pub fn encode(&self, status: &proto::StatusResponse, subscribers: usize) -> String {
         self.leader.set(u64::from(status.role() == proto::Role::Leader));
+        self.retired.set(u64::from(status.role() == proto::Role::Retired));
         self.term.set(status.term);
         self.applied.set(status.applied_index);
         self.committed.set(status.committed_index);

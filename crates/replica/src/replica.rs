@@ -1,5 +1,6 @@
 //! Replica: build, run, drain; owns every task.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +23,7 @@ use tonic_health::ServingStatus;
 use crate::config::{ConfigError, PeerAddress, ReplicaConfig};
 use crate::consensus::Consensus;
 use crate::consensus::bootstrap::{self, Introduction, Misplaced, is_member};
+use crate::consensus::membership;
 use crate::consensus::network::MESSAGE_BYTES_MAX;
 use crate::feed::Feed;
 use crate::metrics::Metrics;
@@ -243,6 +245,7 @@ impl ReplicaConfig {
             admission: Admission::default(),
             caught_up: AtomicBool::new(false),
             stopping: CancellationToken::new(),
+            retired: CancellationToken::new(),
             backups: crate::services::backup::permits(),
             streams: TaskTracker::new(),
         };
@@ -306,14 +309,13 @@ impl Replica {
                 .run(start(config.clone(), identity, log, machine, published))
                 .await?;
             context.consensus.send_replace(Some(consensus.clone()));
-            consensus.recovered().await;
-            context.caught_up.store(true, Ordering::Relaxed);
-            tracing::info!("caught up; serving");
-            let error = tokio::select! {
-                reason = consensus.failed() => RunError::Consensus(reason),
-                finding = scrub(context.clone(), consensus.clone()) => wrong(&context, finding),
-            };
-            Err::<std::convert::Infallible, _>(error)
+            tokio::select! {
+                reason = consensus.failed() => Err::<Infallible, _>(RunError::Consensus(reason)),
+                finding = scrub(context.clone(), consensus.clone()) => Err(wrong(&context, finding)),
+                never = membership::run(&config.cluster, &consensus) => match never {},
+                never = serve(&context, &consensus) => match never {},
+                never = correct_address(&context, &consensus) => match never {},
+            }
         };
         let ended = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
@@ -347,31 +349,75 @@ fn wrong(context: &Context, finding: Finding) -> RunError {
     }
 }
 
-/// Returns if this replica's directory turns out to be another cluster's. Until then peers refuse whatever it says.
-async fn misplaced(config: &ReplicaConfig, context: &Context, lineage: &Lineage) -> RunError {
-    let identity = context.introduction.identity.borrow().clone();
-    let misplaced = match is_member(&identity) {
-        true => bootstrap::misplaced(config, &identity, lineage).await,
-        false => None,
+/// Ready once it has caught up, until it turns out to be retired.
+async fn serve(context: &Context, consensus: &Consensus) -> Infallible {
+    let caught_up = async {
+        consensus.recovered().await;
+        context.caught_up.store(true, Ordering::Relaxed);
+        tracing::info!("caught up; serving");
+        std::future::pending().await
     };
-    let data_dir = config.data_dir.clone();
-    let cluster_id = identity.cluster_id;
-    let named = |peer: PeerAddress| format!("{} at {}", peer.name, peer.address);
-    match misplaced {
-        Some(Misplaced::Foreign(peer, other)) => RunError::OtherCluster {
-            data_dir,
-            cluster_id,
-            peer: named(peer),
-            other,
-        },
-        Some(Misplaced::Superseded(peer, successor)) => RunError::Superseded {
-            data_dir,
-            cluster_id,
-            peer: named(peer),
-            successor,
-        },
-        None => std::future::pending().await,
+    tokio::select! {
+        () = consensus.retired() => {}
+        never = caught_up => match never {},
     }
+    consensus.withdraw();
+    context.retired.cancel();
+    tracing::error!("this replica is {}", context.problem());
+    std::future::pending().await
+}
+
+/// Tells the members this replica's client address once, as the leader: a restored directory can only guess it.
+async fn correct_address(context: &Context, consensus: &Consensus) -> Infallible {
+    const AGAIN: Duration = Duration::from_secs(1);
+    while !consensus
+        .tell_client_address(&context.introduction.client_address)
+        .await
+    {
+        tokio::time::sleep(AGAIN).await;
+    }
+    std::future::pending().await
+}
+
+/// Returns if this replica's directory turns out to be another cluster's, or its cluster to be over. Peers refuse what it
+/// says in any case.
+async fn misplaced(config: &ReplicaConfig, context: &Context, lineage: &Lineage) -> RunError {
+    const AGAIN: Duration = Duration::from_secs(5);
+    let named = |peer: PeerAddress| format!("{} at {}", peer.name, peer.address);
+    for asked in 0_u64.. {
+        let identity = context.introduction.identity.borrow().clone();
+        let leaderless = context.consensus.borrow().as_ref().is_some_and(|consensus| {
+            let age = consensus.leader_contact_age();
+            age.is_none_or(|age| age >= AGAIN)
+        });
+        // While it has a leader there is no need to ask, and no reason to end.
+        if is_member(&identity) && (asked == 0 || leaderless) {
+            let data_dir = config.data_dir.clone();
+            let cluster_id = identity.cluster_id.clone();
+            match bootstrap::misplaced(config, &identity, lineage).await {
+                // Only at the start: later it would hide a replica that serves streams.
+                Some(Misplaced::Foreign(peer, other)) if asked == 0 => {
+                    return RunError::OtherCluster {
+                        data_dir,
+                        cluster_id,
+                        peer: named(peer),
+                        other,
+                    };
+                }
+                Some(Misplaced::Superseded(peer, successor)) => {
+                    return RunError::Superseded {
+                        data_dir,
+                        cluster_id,
+                        peer: named(peer),
+                        successor,
+                    };
+                }
+                Some(Misplaced::Foreign(..)) | None => {}
+            }
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+    std::future::pending().await
 }
 
 fn early(ended: Result<Result<(), RunError>, tokio::task::JoinError>) -> RunError {
@@ -462,7 +508,10 @@ async fn serve_clients(context: Arc<Context>, listener: TcpListener) -> Result<(
             member.recovered().await;
         }
         reporter.set_service_status(ROUTES, ServingStatus::Serving).await;
-        watched.stopping.cancelled().await;
+        tokio::select! {
+            () = watched.stopping.cancelled() => {}
+            () = watched.retired.cancelled() => {}
+        }
         reporter.set_service_status(ROUTES, ServingStatus::NotServing).await;
     };
     context.streams.spawn(until(context.stopping.clone(), report));

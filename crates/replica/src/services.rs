@@ -4,6 +4,7 @@ pub mod admin;
 mod admission;
 pub mod backup;
 pub mod cluster;
+pub mod members;
 pub mod raft;
 pub mod routes;
 pub mod subscribe;
@@ -48,6 +49,8 @@ pub struct Context {
     pub caught_up: AtomicBool,
     /// Cancelled when the replica begins to stop.
     pub stopping: CancellationToken,
+    /// Cancelled when the replica turns out to be no member any more.
+    pub retired: CancellationToken,
     /// How many backups may be under way.
     pub backups: Arc<Semaphore>,
     /// Owns the tasks of streams; the replica waits for them.
@@ -62,11 +65,27 @@ impl Context {
         tokio::time::sleep(LAST_MOMENT).await;
     }
 
+    /// Why this replica serves nothing and never will, and what to do; empty if it does.
+    pub fn problem(&self) -> String {
+        if !self.retired.is_cancelled() {
+            return String::new();
+        }
+        let identity = self.introduction.identity.borrow();
+        format!(
+            "retired: its id {} was taken from it, because it was removed from cluster {} or replaced. What it has may be \
+             old, so it serves nothing. Stop it; to have it join anew, start it again on an empty data directory",
+            identity.node_id, identity.cluster_id
+        )
+    }
+
     /// The consensus of a member.
     ///
     /// # Errors
-    /// `not-ready`: this replica belongs to no cluster yet.
+    /// `not-ready`: this replica belongs to no cluster yet, or no longer.
     pub fn member(&self) -> Result<Consensus, Status> {
+        if self.retired.is_cancelled() {
+            return Err(Reason::NotReady.status(format!("this replica is {}", self.problem())));
+        }
         self.consensus
             .borrow()
             .clone()

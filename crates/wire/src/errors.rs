@@ -13,7 +13,8 @@ pub const LEADER: &str = "holdfast-leader";
 /// The request header of a call that a follower has forwarded: it is not forwarded again.
 pub const FORWARDED: &str = "holdfast-forwarded";
 
-/// Which failure it was; the table above `service Routes` in `routes.proto` gives each one's meaning.
+/// Which failure it was; the tables above `service Routes` in `routes.proto` and above `service Cluster` in
+/// `cluster.proto` give each one's meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
     /// A field is wrong.
@@ -38,9 +39,15 @@ pub enum Reason {
     NotReady,
     /// Too much at once: nothing was written.
     Overloaded,
+    /// The members cannot be changed in this way as they are now: nothing changed.
+    Membership,
+    /// The change would leave fewer live voters than a quorum: nothing changed.
+    Quorum,
+    /// The caller's id was taken from it; replicas alone are told so.
+    Retired,
 }
 
-const WORDS: [(Reason, &str, Code); 11] = [
+const WORDS: [(Reason, &str, Code); 14] = [
     (Reason::Invalid, "invalid", Code::InvalidArgument),
     (Reason::Precondition, "precondition", Code::FailedPrecondition),
     (Reason::Namespace, "namespace", Code::FailedPrecondition),
@@ -52,6 +59,9 @@ const WORDS: [(Reason, &str, Code); 11] = [
     (Reason::Unknown, "unknown", Code::Unavailable),
     (Reason::NotReady, "not-ready", Code::Unavailable),
     (Reason::Overloaded, "overloaded", Code::ResourceExhausted),
+    (Reason::Membership, "membership", Code::FailedPrecondition),
+    (Reason::Quorum, "quorum", Code::FailedPrecondition),
+    (Reason::Retired, "retired", Code::FailedPrecondition),
 ];
 
 impl Reason {

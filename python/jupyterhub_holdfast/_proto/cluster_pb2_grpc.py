@@ -6,7 +6,17 @@ from . import cluster_pb2 as holdfast_dot_v1_dot_cluster__pb2
 
 
 class ClusterStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """## Errors
+
+    As in routes.proto, with these reasons besides. Nothing has changed after any of them:
+
+    | reason               | status              | what happened, and the caller's next step
+    | membership           | FAILED_PRECONDITION | no such member, no empty replica at the address, not caught up: see the message
+    | quorum               | FAILED_PRECONDITION | fewer live voters than a quorum would be left: start the ones it names first
+    | retired              | FAILED_PRECONDITION | between replicas alone: the caller's id was taken from it, for ever
+
+    `unknown` after a change of members: perhaps changed, perhaps later; look with MemberList before asking again.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -19,13 +29,111 @@ class ClusterStub(object):
                 request_serializer=holdfast_dot_v1_dot_cluster__pb2.StatusRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_cluster__pb2.StatusResponse.FromString,
                 )
+        self.Backup = channel.unary_stream(
+                '/holdfast.v1.Cluster/Backup',
+                request_serializer=holdfast_dot_v1_dot_cluster__pb2.BackupRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_cluster__pb2.BackupChunk.FromString,
+                )
+        self.MemberList = channel.unary_unary(
+                '/holdfast.v1.Cluster/MemberList',
+                request_serializer=holdfast_dot_v1_dot_cluster__pb2.MemberListRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_cluster__pb2.MemberListResponse.FromString,
+                )
+        self.MemberAdd = channel.unary_unary(
+                '/holdfast.v1.Cluster/MemberAdd',
+                request_serializer=holdfast_dot_v1_dot_cluster__pb2.MemberAddRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_cluster__pb2.MemberListResponse.FromString,
+                )
+        self.MemberPromote = channel.unary_unary(
+                '/holdfast.v1.Cluster/MemberPromote',
+                request_serializer=holdfast_dot_v1_dot_cluster__pb2.MemberPromoteRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_cluster__pb2.MemberListResponse.FromString,
+                )
+        self.MemberRemove = channel.unary_unary(
+                '/holdfast.v1.Cluster/MemberRemove',
+                request_serializer=holdfast_dot_v1_dot_cluster__pb2.MemberRemoveRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_cluster__pb2.MemberListResponse.FromString,
+                )
+        self.MemberReplace = channel.unary_unary(
+                '/holdfast.v1.Cluster/MemberReplace',
+                request_serializer=holdfast_dot_v1_dot_cluster__pb2.MemberReplaceRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_cluster__pb2.MemberListResponse.FromString,
+                )
+        self.LeaderMove = channel.unary_unary(
+                '/holdfast.v1.Cluster/LeaderMove',
+                request_serializer=holdfast_dot_v1_dot_cluster__pb2.LeaderMoveRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_cluster__pb2.LeaderMoveResponse.FromString,
+                )
 
 
 class ClusterServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """## Errors
+
+    As in routes.proto, with these reasons besides. Nothing has changed after any of them:
+
+    | reason               | status              | what happened, and the caller's next step
+    | membership           | FAILED_PRECONDITION | no such member, no empty replica at the address, not caught up: see the message
+    | quorum               | FAILED_PRECONDITION | fewer live voters than a quorum would be left: start the ones it names first
+    | retired              | FAILED_PRECONDITION | between replicas alone: the caller's id was taken from it, for ever
+
+    `unknown` after a change of members: perhaps changed, perhaps later; look with MemberList before asking again.
+    """
 
     def Status(self, request, context):
         """What this replica knows of itself, of the cluster and of its own subscribers. Never waits for a leader.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Backup(self, request, context):
+        """The whole replicated state at one moment, as the bytes of a backup file (backup.proto): one chunk after the other,
+        they are the file. Any member answers, from memory; writes go on meanwhile. A stream that breaks is no backup.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MemberList(self, request, context):
+        """The members, as the leader sees them; without a leader, as this replica does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MemberAdd(self, request, context):
+        """The calls below are handed to the leader, once, and answered after the change is committed.
+
+        Adds an empty replica as a learner: it gets an id of its own and the log, but no vote.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MemberPromote(self, request, context):
+        """Gives learners a vote, all together in one change. Waits until they have caught up, within the call's deadline.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MemberRemove(self, request, context):
+        """Takes members away, all together in one change. Their ids are retired. The leader hands over first if it is one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MemberReplace(self, request, context):
+        """Puts an empty replica of the same name in the place of a voter that does not answer: adds it, waits until it has
+        caught up, and gives it the vote of the other, in one change.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LeaderMove(self, request, context):
+        """Moves the leadership to another voter. Writes wait meanwhile.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -39,6 +147,41 @@ def add_ClusterServicer_to_server(servicer, server):
                     request_deserializer=holdfast_dot_v1_dot_cluster__pb2.StatusRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_cluster__pb2.StatusResponse.SerializeToString,
             ),
+            'Backup': grpc.unary_stream_rpc_method_handler(
+                    servicer.Backup,
+                    request_deserializer=holdfast_dot_v1_dot_cluster__pb2.BackupRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_cluster__pb2.BackupChunk.SerializeToString,
+            ),
+            'MemberList': grpc.unary_unary_rpc_method_handler(
+                    servicer.MemberList,
+                    request_deserializer=holdfast_dot_v1_dot_cluster__pb2.MemberListRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_cluster__pb2.MemberListResponse.SerializeToString,
+            ),
+            'MemberAdd': grpc.unary_unary_rpc_method_handler(
+                    servicer.MemberAdd,
+                    request_deserializer=holdfast_dot_v1_dot_cluster__pb2.MemberAddRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_cluster__pb2.MemberListResponse.SerializeToString,
+            ),
+            'MemberPromote': grpc.unary_unary_rpc_method_handler(
+                    servicer.MemberPromote,
+                    request_deserializer=holdfast_dot_v1_dot_cluster__pb2.MemberPromoteRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_cluster__pb2.MemberListResponse.SerializeToString,
+            ),
+            'MemberRemove': grpc.unary_unary_rpc_method_handler(
+                    servicer.MemberRemove,
+                    request_deserializer=holdfast_dot_v1_dot_cluster__pb2.MemberRemoveRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_cluster__pb2.MemberListResponse.SerializeToString,
+            ),
+            'MemberReplace': grpc.unary_unary_rpc_method_handler(
+                    servicer.MemberReplace,
+                    request_deserializer=holdfast_dot_v1_dot_cluster__pb2.MemberReplaceRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_cluster__pb2.MemberListResponse.SerializeToString,
+            ),
+            'LeaderMove': grpc.unary_unary_rpc_method_handler(
+                    servicer.LeaderMove,
+                    request_deserializer=holdfast_dot_v1_dot_cluster__pb2.LeaderMoveRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_cluster__pb2.LeaderMoveResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'holdfast.v1.Cluster', rpc_method_handlers)
@@ -47,7 +190,17 @@ def add_ClusterServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Cluster(object):
-    """Missing associated documentation comment in .proto file."""
+    """## Errors
+
+    As in routes.proto, with these reasons besides. Nothing has changed after any of them:
+
+    | reason               | status              | what happened, and the caller's next step
+    | membership           | FAILED_PRECONDITION | no such member, no empty replica at the address, not caught up: see the message
+    | quorum               | FAILED_PRECONDITION | fewer live voters than a quorum would be left: start the ones it names first
+    | retired              | FAILED_PRECONDITION | between replicas alone: the caller's id was taken from it, for ever
+
+    `unknown` after a change of members: perhaps changed, perhaps later; look with MemberList before asking again.
+    """
 
     @staticmethod
     def Status(request,
@@ -63,5 +216,124 @@ class Cluster(object):
         return grpc.experimental.unary_unary(request, target, '/holdfast.v1.Cluster/Status',
             holdfast_dot_v1_dot_cluster__pb2.StatusRequest.SerializeToString,
             holdfast_dot_v1_dot_cluster__pb2.StatusResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Backup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(request, target, '/holdfast.v1.Cluster/Backup',
+            holdfast_dot_v1_dot_cluster__pb2.BackupRequest.SerializeToString,
+            holdfast_dot_v1_dot_cluster__pb2.BackupChunk.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def MemberList(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/holdfast.v1.Cluster/MemberList',
+            holdfast_dot_v1_dot_cluster__pb2.MemberListRequest.SerializeToString,
+            holdfast_dot_v1_dot_cluster__pb2.MemberListResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def MemberAdd(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/holdfast.v1.Cluster/MemberAdd',
+            holdfast_dot_v1_dot_cluster__pb2.MemberAddRequest.SerializeToString,
+            holdfast_dot_v1_dot_cluster__pb2.MemberListResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def MemberPromote(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/holdfast.v1.Cluster/MemberPromote',
+            holdfast_dot_v1_dot_cluster__pb2.MemberPromoteRequest.SerializeToString,
+            holdfast_dot_v1_dot_cluster__pb2.MemberListResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def MemberRemove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/holdfast.v1.Cluster/MemberRemove',
+            holdfast_dot_v1_dot_cluster__pb2.MemberRemoveRequest.SerializeToString,
+            holdfast_dot_v1_dot_cluster__pb2.MemberListResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def MemberReplace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/holdfast.v1.Cluster/MemberReplace',
+            holdfast_dot_v1_dot_cluster__pb2.MemberReplaceRequest.SerializeToString,
+            holdfast_dot_v1_dot_cluster__pb2.MemberListResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def LeaderMove(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/holdfast.v1.Cluster/LeaderMove',
+            holdfast_dot_v1_dot_cluster__pb2.LeaderMoveRequest.SerializeToString,
+            holdfast_dot_v1_dot_cluster__pb2.LeaderMoveResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

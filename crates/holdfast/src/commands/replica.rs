@@ -80,6 +80,11 @@ pub struct ReplicaArgs {
     )]
     election_timeout: String,
 
+    /// Whether this replica, when it leads, by itself replaces a replica that lost its disk, and adds those of --peers
+    /// that are no members: true or false. The same on all replicas. With false it is `holdfast members` that does it.
+    #[arg(long, env = "HOLDFAST_AUTO_REPLACE", value_name = "BOOL", default_value = "true")]
+    auto_replace: String,
+
     /// Ends in good order when standard input ends. `holdfast up` holds the other end of it.
     #[arg(long, hide = true)]
     exit_with_parent: bool,
@@ -190,6 +195,7 @@ fn read(args: &ReplicaArgs, settings: &mut Settings) -> Result<(ReplicaConfig, C
         settings.refuse("election-timeout", &args.election_timeout, &problem);
     }
 
+    let auto_replace = settings.read("auto-replace", &args.auto_replace, parse::boolean);
     let common = args.common.read(settings, "info");
     let config = (|| {
         let config = ReplicaConfig {
@@ -197,6 +203,7 @@ fn read(args: &ReplicaArgs, settings: &mut Settings) -> Result<(ReplicaConfig, C
                 peers: peers?,
                 heartbeat: heartbeat?,
                 election_timeout: election_timeout?,
+                auto_replace: auto_replace?,
             },
             name: name?,
             data_dir: data_dir?,

@@ -199,6 +199,7 @@ fn role(role: Role) -> &'static str {
         Role::Follower => "follower",
         Role::Candidate => "candidate",
         Role::Leader => "leader",
+        Role::Retired => "retired",
     }
 }
 
@@ -216,6 +217,9 @@ fn age(status: &StatusResponse) -> String {
 }
 
 fn note(status: &StatusResponse) -> String {
+    if !status.problem.is_empty() {
+        return status.problem.clone();
+    }
     match (status.ready, status.waiting_for.as_str()) {
         (true, "") => String::new(),
         (false, "") => "not ready".to_owned(),
@@ -252,6 +256,7 @@ struct ReplicaJson<'a> {
     routes: u64,
     ready: bool,
     waiting_for: &'a str,
+    problem: &'a str,
     leader_contact_age_ms: u64,
     members: Vec<MemberJson<'a>>,
 }
@@ -338,6 +343,7 @@ impl<'a> ReplicaJson<'a> {
             routes: status.routes,
             ready: status.ready,
             waiting_for: &status.waiting_for,
+            problem: &status.problem,
             leader_contact_age_ms: status.leader_contact_age_ms,
             members: members.collect(),
         }

@@ -82,6 +82,11 @@ pub fn endpoints(text: &str) -> Result<Endpoints, String> {
     Endpoints::parse(&addresses).map_err(|error| error.to_string())
 }
 
+/// true or false.
+pub fn boolean(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| "must be true or false".to_owned())
+}
+
 /// What a replica or a proxy is called.
 pub fn name(text: &str) -> Result<String, String> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
@@ -116,7 +121,8 @@ pub fn peers(text: &str) -> Result<Vec<PeerAddress>, String> {
     }
 }
 
-fn peer(text: &str) -> Result<PeerAddress, String> {
+/// One replica's name and peer address: `r0=host:port`.
+pub fn peer(text: &str) -> Result<PeerAddress, String> {
     let (name, address) = text
         .split_once('=')
         .ok_or("must be NAME=HOST:PORT, like r0=10.0.0.1:7012")?;

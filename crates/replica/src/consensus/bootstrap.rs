@@ -1,8 +1,10 @@
-//! The first start: a cluster is formed only if every configured peer answers and every one is empty.
+//! How a replica comes by its identity: at the first start, or by joining.
 //!
-//! The first replica of the list leads it, and only once. No timeout ever forms a cluster: two empty replicas beside a
-//! third one that cannot be reached wait, for that one may hold the table.
+//! A cluster is formed only if every configured peer answers and every one is empty. The first replica of the list leads
+//! that, and only once. No timeout ever forms a cluster: two empty replicas beside a third one that cannot be reached
+//! wait, for that one may hold the table. Where there is a cluster, an empty replica waits for its leader to take it in.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use holdfast_table::Lineage;
@@ -19,7 +21,7 @@ use crate::storage::{OpenError, Store};
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const BETWEEN_TRIES: Duration = Duration::from_millis(250);
 
-/// What this replica says of itself, shared with the service that answers `Identify` and `Found`.
+/// What this replica says of itself, shared with the service that answers `Identify`, `Found` and `Adopt`.
 pub struct Introduction {
     /// As it is on disk.
     pub identity: watch::Sender<Identity>,
@@ -27,8 +29,12 @@ pub struct Introduction {
     pub client_address: String,
     /// The configured names, sorted.
     pub peers: Vec<String>,
+    /// As configured.
+    pub configured: Vec<PeerAddress>,
     /// Why there is no cluster yet; empty once there is.
     pub waiting_for: watch::Sender<String>,
+    // An identity is read, judged and written as one step: being founded and being adopted exclude each other.
+    changing: Mutex<()>,
 }
 
 impl Introduction {
@@ -40,7 +46,9 @@ impl Introduction {
             identity: watch::Sender::new(identity),
             client_address,
             peers,
+            configured: config.cluster.peers.clone(),
             waiting_for: watch::Sender::new(String::new()),
+            changing: Mutex::default(),
         }
     }
 
@@ -67,6 +75,7 @@ impl Introduction {
     /// # Errors
     /// In words: it was meant for another store, or this replica is in a cluster already.
     pub fn found(&self, store: &Store, request: proto::FoundRequest) -> Result<(), String> {
+        let _changing = self.changing.lock().expect("nobody panics with it");
         let identity = self.identity.borrow().clone();
         if request.to_store_uuid != identity.store_uuid {
             return Err(format!(
@@ -103,6 +112,61 @@ impl Introduction {
         store.save_identity(&founded).map_err(|error| error.to_string())?;
         self.identity.send_replace(founded);
         Ok(())
+    }
+
+    /// Takes the identity that the leader of an existing cluster gives; on disk when this returns. It names no founders:
+    /// whoever joins never forms a cluster.
+    ///
+    /// # Errors
+    /// In words: it was meant for another store or replica, or this replica is in a cluster already.
+    pub fn adopt(&self, store: &Store, request: proto::AdoptRequest) -> Result<(), String> {
+        let _changing = self.changing.lock().expect("nobody panics with it");
+        let identity = self.identity.borrow().clone();
+        if request.to_store_uuid != identity.store_uuid || request.name != identity.name {
+            return Err(format!(
+                "this is {} with store {}, not {} with store {}",
+                identity.name, identity.store_uuid, request.name, request.to_store_uuid
+            ));
+        }
+        if request.cluster_id.is_empty() || request.node_id == 0 {
+            return Err("an identity without a cluster or without an id".to_owned());
+        }
+        if is_member(&identity) {
+            let same = identity.cluster_id == request.cluster_id && identity.node_id == request.node_id;
+            return if same {
+                Ok(())
+            } else {
+                Err(format!("already a member of cluster {}", identity.cluster_id))
+            };
+        }
+        // A first start that was interrupted here is forgotten: without this replica it has never formed anything.
+        let adopted = Identity {
+            cluster_id: request.cluster_id,
+            node_id: request.node_id,
+            founders: Vec::new(),
+            ..identity
+        };
+        store.save_identity(&adopted).map_err(|error| error.to_string())?;
+        self.identity.send_replace(adopted);
+        Ok(())
+    }
+
+    /// As the leader of the first start: notes which cluster it is to be, before anybody hears of it.
+    fn begin_founding(&self, store: &Store, founders: Vec<proto::Founder>) -> Result<Identity, OpenError> {
+        let _changing = self.changing.lock().expect("nobody panics with it");
+        let identity = self.identity.borrow().clone();
+        if !identity.cluster_id.is_empty() {
+            return Ok(identity);
+        }
+        let founding = Identity {
+            cluster_id: Uuid::new_v4().to_string(),
+            founders,
+            ..identity
+        };
+        // On disk first: after a crash the same cluster is formed, not a second one.
+        store.save_identity(&founding)?;
+        self.identity.send_replace(founding.clone());
+        Ok(founding)
     }
 }
 
@@ -150,12 +214,30 @@ async fn lead_first_start(
     store: &Store,
     leads: bool,
 ) -> Result<Option<String>, OpenError> {
-    let mut present = Vec::new();
-    for peer in &config.cluster.peers {
-        let answer = match peer.name == config.name {
+    let asked = config
+        .cluster
+        .peers
+        .iter()
+        .map(async |peer| match peer.name == config.name {
             true => Ok(introduction.identify()),
             false => identify(peer).await,
-        };
+        });
+    let answers = futures_util::future::join_all(asked).await;
+    let interrupted = introduction.identity.borrow().cluster_id.clone();
+    // A peer of the very cluster that this replica began to form is no stranger.
+    let mut strangers = answers
+        .iter()
+        .flatten()
+        .filter(|answer| !answer.cluster_id.is_empty() && answer.cluster_id != interrupted);
+    if let Some(answer) = strangers.next() {
+        return Ok(Some(format!(
+            "the leader of cluster {}, in which {} is, to take this replica in; it does so while all its other voters \
+             answer (`holdfast members list` there says what it waits for). An empty replica forms no other cluster",
+            answer.cluster_id, answer.name
+        )));
+    }
+    let mut present = Vec::new();
+    for (peer, answer) in config.cluster.peers.iter().zip(answers) {
         match answer {
             Ok(answer) if answer.name != peer.name => {
                 return Ok(Some(format!(
@@ -174,44 +256,22 @@ async fn lead_first_start(
             Err(reason) => return Ok(Some(format!("{} at {}: {reason}", peer.name, peer.address))),
         }
     }
-    let interrupted = introduction.identity.borrow().clone();
-    let mine = &interrupted.cluster_id;
-    // A peer of the very cluster that this replica began to form is no stranger.
-    let strangers = present
-        .iter()
-        .filter(|(_, answer)| !answer.cluster_id.is_empty() && answer.cluster_id != *mine);
-    if let Some((peer, answer)) = strangers.into_iter().next() {
-        return Ok(Some(format!(
-            "{} is in cluster {} already; an empty replica does not start another one",
-            peer.name, answer.cluster_id
-        )));
-    }
     if !leads {
         return Ok(Some(format!("{} to form the cluster", config.cluster.peers[0].name)));
     }
-    let founding = match mine.is_empty() {
-        false => interrupted,
-        true => {
-            let founders = present.iter().zip(1..).map(|((peer, answer), node_id)| proto::Founder {
-                node_id,
-                node: Some(proto::Node {
-                    name: peer.name.clone(),
-                    peer_address: peer.address.clone(),
-                    client_address: answer.client_address.clone(),
-                    store_uuid: answer.store_uuid.clone(),
-                }),
-            });
-            let founding = Identity {
-                cluster_id: Uuid::new_v4().to_string(),
-                founders: founders.collect(),
-                ..interrupted
-            };
-            // On disk before anybody hears of it: after a crash the same cluster is formed, not a second one.
-            store.save_identity(&founding)?;
-            introduction.identity.send_replace(founding.clone());
-            founding
-        }
-    };
+    let founders = present.iter().zip(1..).map(|((peer, answer), node_id)| proto::Founder {
+        node_id,
+        node: Some(proto::Node {
+            name: peer.name.clone(),
+            peer_address: peer.address.clone(),
+            client_address: answer.client_address.clone(),
+            store_uuid: answer.store_uuid.clone(),
+        }),
+    });
+    let founding = introduction.begin_founding(store, founders.collect())?;
+    if is_member(&founding) {
+        return Ok(None);
+    }
     for (peer, answer) in present.iter().filter(|(peer, _)| peer.name != config.name) {
         if let Err(reason) = found(peer, &founding, &answer.store_uuid).await {
             return Ok(Some(format!("{} did not take its identity: {reason}", peer.name)));

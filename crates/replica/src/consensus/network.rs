@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use holdfast_table::State;
+use holdfast_wire::errors::Reason;
 use holdfast_wire::proto;
 use holdfast_wire::proto::raft_client::RaftClient;
 use openraft::OptionalSend;
@@ -18,6 +19,7 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
     TransferLeaderError, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
+use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
@@ -63,6 +65,49 @@ pub fn raft_client(channel: Channel) -> RaftClient<Channel> {
 pub struct Network {
     cluster_id: Arc<str>,
     node_id: u64,
+    /// What peers say of this replica.
+    pub told: Told,
+}
+
+/// Whether a peer has said that this replica is retired. One is enough: an id that was taken is never given back.
+#[derive(Clone, Default)]
+pub struct Told(watch::Sender<bool>);
+
+impl Told {
+    /// Takes in why a peer refused a call.
+    pub fn heed(&self, refusal: &Status) {
+        if Reason::from_status(refusal) == Some(Reason::Retired) {
+            self.0.send_if_modified(|told| !std::mem::replace(told, true));
+        }
+    }
+
+    /// Turns true once, for ever.
+    pub fn subscribe(&self) -> watch::Receiver<bool> {
+        self.0.subscribe()
+    }
+
+    fn rpc_error(&self, status: &Status) -> RpcError {
+        self.heed(status);
+        match status.code() {
+            // Openraft backs off from an unreachable peer, and tries a network error again at once.
+            Code::Unavailable | Code::FailedPrecondition => RPCError::Unreachable(Unreachable::new(status)),
+            _ => RPCError::Network(NetworkError::new(status)),
+        }
+    }
+
+    async fn bounded<T>(
+        &self,
+        timeout: Duration,
+        call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+    ) -> Result<T, RpcError> {
+        match tokio::time::timeout(timeout, call).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(self.rpc_error(&status)),
+            Err(_) => Err(RPCError::Network(NetworkError::from_string(format!(
+                "no answer within {timeout:?}"
+            )))),
+        }
+    }
 }
 
 impl Network {
@@ -71,6 +116,7 @@ impl Network {
         Network {
             cluster_id: cluster_id.into(),
             node_id,
+            told: Told::default(),
         }
     }
 
@@ -90,6 +136,7 @@ impl Network {
             .map_err(|error| error.to_string());
         PeerNetwork {
             peer: self.peer(target, node),
+            told: self.told.clone(),
             client,
         }
     }
@@ -111,6 +158,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 /// The way to one peer.
 pub struct PeerNetwork {
     peer: proto::Peer,
+    told: Told,
     client: Result<RaftClient<Channel>, String>,
 }
 
@@ -128,27 +176,6 @@ impl PeerNetwork {
             last_log_id: rpc.last_log_id.as_ref().map(log_id_out),
             leadership_transfer: rpc.leadership_transfer,
         }
-    }
-}
-
-fn rpc_error(status: &Status) -> RpcError {
-    match status.code() {
-        // Openraft backs off from an unreachable peer, and tries a network error again at once.
-        Code::Unavailable | Code::FailedPrecondition => RPCError::Unreachable(Unreachable::new(status)),
-        _ => RPCError::Network(NetworkError::new(status)),
-    }
-}
-
-async fn bounded<T>(
-    timeout: Duration,
-    call: impl Future<Output = Result<tonic::Response<T>, Status>>,
-) -> Result<T, RpcError> {
-    match tokio::time::timeout(timeout, call).await {
-        Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(rpc_error(&status)),
-        Err(_) => Err(RPCError::Network(NetworkError::from_string(format!(
-            "no answer within {timeout:?}"
-        )))),
     }
 }
 
@@ -215,10 +242,14 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
                 sent.fetch_add(1, Ordering::Relaxed);
                 append_out(peer.clone(), &rpc)
             });
-            let answers = bounded(ANSWER_TIMEOUT, self.client()?.append(requests)).await?;
+            let answers = self
+                .told
+                .bounded(ANSWER_TIMEOUT, self.client()?.append(requests))
+                .await?;
+            let told = self.told.clone();
             // The stream may be silent for as long as there is nothing to replicate, but not while an answer is owed.
             let results = futures_util::stream::unfold(Some(answers), move |answers| {
-                let owed = owed.clone();
+                let (owed, told) = (owed.clone(), told.clone());
                 async move {
                     let mut answers = answers?;
                     let message = loop {
@@ -236,7 +267,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
                     match message {
                         Ok(Some(response)) => Some((append_result(response), Some(answers))),
                         Ok(None) => None,
-                        Err(status) => Some((Err(rpc_error(&status)), None)),
+                        Err(status) => Some((Err(told.rpc_error(&status)), None)),
                     }
                 }
             });
@@ -250,7 +281,11 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
         let request = self.vote_request(rpc);
-        vote_response(bounded(option.soft_ttl(), self.client()?.vote(request)).await?)
+        vote_response(
+            self.told
+                .bounded(option.soft_ttl(), self.client()?.vote(request))
+                .await?,
+        )
     }
 
     async fn pre_vote(
@@ -259,7 +294,11 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
         let request = self.vote_request(rpc);
-        vote_response(bounded(option.soft_ttl(), self.client()?.pre_vote(request)).await?)
+        vote_response(
+            self.told
+                .bounded(option.soft_ttl(), self.client()?.pre_vote(request))
+                .await?,
+        )
     }
 
     async fn full_snapshot(
@@ -294,7 +333,9 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
             Ok::<_, StreamingError<TypeConfig>>(())
         };
         let mut client = self.client()?;
-        let call = bounded(SNAPSHOT_TIMEOUT, client.snapshot(ReceiverStream::new(receiver)));
+        let call = self
+            .told
+            .bounded(SNAPSHOT_TIMEOUT, client.snapshot(ReceiverStream::new(receiver)));
         let transfer = async move {
             let (answer, fed) = tokio::join!(call, feed);
             fed?;
@@ -319,7 +360,10 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
             to_node_id: *rpc.to_node_id(),
             last_log_id: log.as_ref().map(log_id_out),
         };
-        let response = bounded(option.soft_ttl(), self.client()?.transfer_leader(request)).await?;
+        let response = self
+            .told
+            .bounded(option.soft_ttl(), self.client()?.transfer_leader(request))
+            .await?;
         Ok(transfer_result(response, vote, log))
     }
 }

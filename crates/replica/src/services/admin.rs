@@ -27,6 +27,9 @@ async fn ready(State(context): State<Arc<Context>>) -> impl IntoResponse {
     if context.stopping.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned());
     }
+    if context.retired.is_cancelled() {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", context.problem()));
+    }
     if context.caught_up.load(Ordering::Relaxed) {
         return (StatusCode::OK, "ok\n".to_owned());
     }

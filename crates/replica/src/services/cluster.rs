@@ -8,10 +8,10 @@ use holdfast_wire::proto::cluster_server::Cluster;
 use openraft::ServerState;
 use tonic::{Request, Response, Status};
 
-use super::Context;
 use super::backup::BackupStream;
+use super::{Context, members};
 
-/// The service behind `holdfast status` and `backup`.
+/// The service behind `holdfast status`, `members`, `leader` and `backup`.
 #[derive(Clone)]
 pub struct ClusterService(pub Arc<Context>);
 
@@ -25,6 +25,48 @@ impl Cluster for ClusterService {
 
     async fn backup(&self, request: Request<proto::BackupRequest>) -> Result<Response<BackupStream>, Status> {
         super::backup::backup(self.0.clone(), request).await
+    }
+
+    async fn member_list(
+        &self,
+        request: Request<proto::MemberListRequest>,
+    ) -> Result<Response<proto::MemberListResponse>, Status> {
+        members::list(&self.0, request).await
+    }
+
+    async fn member_add(
+        &self,
+        request: Request<proto::MemberAddRequest>,
+    ) -> Result<Response<proto::MemberListResponse>, Status> {
+        members::ask(&self.0, request).await
+    }
+
+    async fn member_promote(
+        &self,
+        request: Request<proto::MemberPromoteRequest>,
+    ) -> Result<Response<proto::MemberListResponse>, Status> {
+        members::ask(&self.0, request).await
+    }
+
+    async fn member_remove(
+        &self,
+        request: Request<proto::MemberRemoveRequest>,
+    ) -> Result<Response<proto::MemberListResponse>, Status> {
+        members::ask(&self.0, request).await
+    }
+
+    async fn member_replace(
+        &self,
+        request: Request<proto::MemberReplaceRequest>,
+    ) -> Result<Response<proto::MemberListResponse>, Status> {
+        members::ask(&self.0, request).await
+    }
+
+    async fn leader_move(
+        &self,
+        request: Request<proto::LeaderMoveRequest>,
+    ) -> Result<Response<proto::LeaderMoveResponse>, Status> {
+        members::ask(&self.0, request).await
     }
 }
 
@@ -48,6 +90,7 @@ pub fn status(context: &Context) -> proto::StatusResponse {
     status.cluster_id = identity.cluster_id.clone();
     status.node_id = identity.node_id;
     status.role = match metrics.state {
+        _ if context.retired.is_cancelled() => proto::Role::Retired,
         ServerState::Leader => proto::Role::Leader,
         ServerState::Candidate => proto::Role::Candidate,
         ServerState::Follower => proto::Role::Follower,
@@ -64,25 +107,11 @@ pub fn status(context: &Context) -> proto::StatusResponse {
     status.digest = table.digest().to_bytes().to_vec().into();
     status.routes = table.len() as u64;
     status.lineage = position.state.lineage.to_vec();
-    status.ready = context.caught_up.load(Ordering::Relaxed);
-    let replication = metrics.replication;
+    status.ready = context.caught_up.load(Ordering::Relaxed) && !context.retired.is_cancelled();
+    status.problem = context.problem();
     let age = consensus.leader_contact_age();
     status.leader_contact_age_ms = age.map_or(u64::MAX, |age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
-    let members = consensus
-        .members()
-        .into_iter()
-        .map(|(node_id, node, voter)| proto::Member {
-            node_id,
-            name: node.name,
-            peer_address: node.peer_address,
-            client_address: node.client_address,
-            voter,
-            matched_index: replication
-                .as_ref()
-                .and_then(|progress| progress.get(&node_id))
-                .map(|log_id| log_id.map_or(0, |log_id| log_id.index)),
-        });
-    status.members = members.collect();
+    status.members = members::member_views(&consensus);
     status.subscribers = context.feed.status();
     status
 }

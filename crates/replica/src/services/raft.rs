@@ -1,11 +1,12 @@
 //! What peers call. Every call is checked: the right cluster, the right replica, the right disk.
 
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _};
 use holdfast_table::{Epoch, Revision};
+use holdfast_wire::errors::Reason;
 use holdfast_wire::proto;
 use holdfast_wire::proto::raft_server::Raft;
 use openraft::raft::{
@@ -29,26 +30,32 @@ impl RaftService {
     /// The consensus, if the call was meant for it.
     fn admit(&self, peer: Option<&proto::Peer>) -> Result<Consensus, Status> {
         let consensus = self.0.member()?;
-        check(&consensus, peer)?;
+        self.check(&consensus, peer)?;
         Ok(consensus)
+    }
+
+    fn check(&self, consensus: &Consensus, peer: Option<&proto::Peer>) -> Result<(), Status> {
+        let peer = peer.ok_or_else(|| protocol_error("peer: is missing"))?;
+        let Some((field, refusal)) = refusal(consensus, peer) else {
+            return Ok(());
+        };
+        // A caller repeats itself with every heartbeat; once in a while says enough.
+        if self.0.metrics.peer_call_refused(field) {
+            tracing::warn!(from = peer.from_node_id, "refused a call: {}", refusal.message());
+        }
+        Err(refusal)
     }
 }
 
-fn check(consensus: &Consensus, peer: Option<&proto::Peer>) -> Result<(), Status> {
-    let peer = peer.ok_or_else(|| protocol_error("peer: is missing"))?;
+/// Why a call must not be taken, and the field that says so.
+///
+/// A caller with an id that nobody here has heard of is not refused: this replica may be behind, and the caller the only
+/// one that can lead it on. An id that was heard of and is no member's any more is retired, and never comes back.
+fn refusal(consensus: &Consensus, peer: &proto::Peer) -> Option<(&'static str, Status)> {
     let identity = consensus.identity();
-    let wrong = |field: &str, meant: &str, is: &str| {
-        tracing::warn!(
-            field,
-            meant,
-            is,
-            from = peer.from_node_id,
-            "refused a call that was meant for another replica"
-        );
-        Err(Status::new(
-            Code::FailedPrecondition,
-            format!("{field}: the call is for {meant:?}, this is {is:?}"),
-        ))
+    let wrong = |field, meant: &str, is: &str| {
+        let message = format!("{field}: the call is for {meant:?}, this is {is:?}");
+        Some((field, Status::new(Code::FailedPrecondition, message)))
     };
     if peer.cluster_id != identity.cluster_id {
         return wrong("cluster_id", &peer.cluster_id, &identity.cluster_id);
@@ -63,15 +70,14 @@ fn check(consensus: &Consensus, peer: Option<&proto::Peer>) -> Result<(), Status
     if peer.to_store_uuid != identity.store_uuid {
         return wrong("to_store_uuid", &peer.to_store_uuid, &identity.store_uuid);
     }
-    if !consensus.members().iter().any(|(id, ..)| *id == peer.from_node_id)
-        && !identity
-            .founders
-            .iter()
-            .any(|founder| founder.node_id == peer.from_node_id)
-    {
-        return wrong("from_node_id", &peer.from_node_id.to_string(), "no member of that id");
+    if peer.from_node_id == 0 {
+        return wrong("from_node_id", "0", "no replica's id");
     }
-    Ok(())
+    if consensus.published().load().is_retired(peer.from_node_id) {
+        let message = format!("id {} was taken from its replica and is retired", peer.from_node_id);
+        return Some(("retired", Reason::Retired.status(message)));
+    }
+    None
 }
 
 fn internal(error: impl std::fmt::Display) -> Status {
@@ -122,6 +128,15 @@ impl Raft for RaftService {
         Ok(Response::new(proto::FoundResponse {}))
     }
 
+    async fn adopt(&self, request: Request<proto::AdoptRequest>) -> Result<Response<proto::AdoptResponse>, Status> {
+        let refused = |reason| Status::new(Code::FailedPrecondition, reason);
+        self.0
+            .introduction
+            .adopt(&self.0.store, request.into_inner())
+            .map_err(refused)?;
+        Ok(Response::new(proto::AdoptResponse {}))
+    }
+
     type AppendStream = Pin<Box<dyn Stream<Item = Result<proto::AppendResponse, Status>> + Send>>;
 
     async fn append(
@@ -129,12 +144,14 @@ impl Raft for RaftService {
         request: Request<Streaming<proto::AppendRequest>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
         let consensus = self.0.member()?;
-        let checked = consensus.clone();
-        // The stream ends at the first message that is not ours to take; the caller is told by the missing answer.
+        // The stream ends at the first message that is not ours to take; the caller is told at the end of the answers.
+        let refused = Arc::new(OnceLock::new());
+        let (door, checked, refusal) = (self.clone(), consensus.clone(), refused.clone());
         let requests = request.into_inner().scan((), move |(), message| {
-            let accepted = message
-                .ok()
-                .filter(|message| check(&checked, message.peer.as_ref()).is_ok());
+            let accepted = message.ok().filter(|message| {
+                let checked = door.check(&checked, message.peer.as_ref());
+                checked.map_err(|status| refusal.set(status)).is_ok()
+            });
             std::future::ready(accepted.and_then(append_in))
         });
         let results = consensus.raft.stream_append(requests).map(move |result| {
@@ -156,6 +173,8 @@ impl Raft for RaftService {
             };
             Ok(proto::AppendResponse { result: Some(result) })
         });
+        let refusal = futures_util::stream::once(async move { refused.get().cloned().map(Err) });
+        let results = results.chain(refusal.filter_map(std::future::ready));
         let stopping = self.0.stopping.clone().cancelled_owned();
         Ok(Response::new(results.take_until(stopping).boxed()))
     }

@@ -139,7 +139,10 @@ impl Routes for RoutesService {
         &self,
         request: Request<Streaming<proto::SubscribeRequest>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
-        super::subscribe::subscribe(self.0.clone(), request).await
+        let frames = super::subscribe::subscribe(self.0.clone(), request).await?;
+        // Its subscribers go to another replica: this one's table will not change again.
+        let retired = self.0.retired.clone().cancelled_owned();
+        Ok(frames.map(|frames| frames.take_until(retired).boxed()))
     }
 }
 
@@ -160,12 +163,14 @@ impl RoutesService {
     {
         let decided = async {
             loop {
+                // Whoever leads next is asked at once.
+                let mut tried = None;
                 if consensus.is_leader() {
                     match propose().await {
                         Ok(answer) => return Ok(answer),
                         Err(ProposeError::Rejected(rejection)) => return Err(errors::rejected(&rejection)),
                         Err(error @ ProposeError::Unknown) => return Err(Reason::Unknown.status(error.to_string())),
-                        Err(ProposeError::NotLeader) => {}
+                        Err(ProposeError::NotLeader) => tried = Some(consensus.identity().node_id),
                     }
                 } else if forwarded {
                     return Err(Reason::NoLeader.status("nothing was written: this replica does not lead"));
@@ -176,6 +181,7 @@ impl RoutesService {
                         // It was not the leader any more, or not reachable at all: nothing was written, the search goes on.
                         Err(status) if Reason::from_status(&status) == Some(Reason::NoLeader) => {
                             tracing::debug!(leader = id, "a forwarded write found no leader there");
+                            tried = Some(id);
                         }
                         answered => return answered,
                     }
@@ -187,7 +193,7 @@ impl RoutesService {
                     let message = "nothing was written: no leader within the deadline";
                     return Err(Reason::NoLeader.status(message));
                 }
-                tokio::time::sleep(LEADER_RETRY).await;
+                let _ = tokio::time::timeout(LEADER_RETRY, consensus.led_by_another(tried)).await;
             }
         };
         tokio::select! {
@@ -312,7 +318,7 @@ where
 }
 
 /// True if the request cannot have reached the other side.
-fn never_sent(status: &Status) -> bool {
+pub fn never_sent(status: &Status) -> bool {
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {
         if let Some(io) = error.downcast_ref::<std::io::Error>() {

@@ -122,6 +122,11 @@ pub(super) fn judge(reports: &[Report], goal: (u64, u64)) -> Judgement {
     let best = answers(reports).max_by_key(|(_, status)| (status.committed_index, status.applied_index));
     for (endpoint, status) in answers(reports) {
         let name = &status.name;
+        if !status.problem.is_empty() {
+            // What it has is nobody's business any more.
+            reasons.push(format!("{name} is {}", status.problem));
+            continue;
+        }
         if !status.waiting_for.is_empty() {
             reasons.push(format!("{name} waits for {}", status.waiting_for));
         } else if !status.ready {

@@ -135,6 +135,7 @@ impl Plan {
                 peers: self.peers(),
                 heartbeat: ClusterConfig::HEARTBEAT,
                 election_timeout: ClusterConfig::ELECTION_TIMEOUT,
+                auto_replace: true,
             },
             name: format!("r{index}"),
             data_dir: self.data_dir.join(format!("r{index}")),
