@@ -8,6 +8,7 @@ pub mod backup;
 pub mod endpoints;
 mod following;
 pub mod live_table;
+pub mod operator;
 pub mod reader;
 pub mod subscriber;
 #[cfg(test)]
@@ -17,6 +18,7 @@ pub mod writer;
 pub use backup::BackupStream;
 pub use endpoints::{EndpointError, Endpoints};
 pub use live_table::LiveTable;
+pub use operator::{Operator, OperatorError};
 pub use reader::{Listing, ReadError, RouteReader};
 pub use subscriber::{Cached, Freshness, Source, Subscriber, SubscriberConfig};
 pub use writer::{Answer, RouteWriter, WriteError, WriterOptions};

@@ -2,6 +2,8 @@
 
 mod backup;
 mod completion;
+mod leader;
+mod members;
 mod proxy;
 mod recover;
 mod replica;
@@ -48,6 +50,8 @@ enum Command {
     Up(up::UpArgs),
     Status(status::StatusArgs),
     Routes(routes::RoutesArgs),
+    Members(members::MembersArgs),
+    Leader(leader::LeaderArgs),
     Backup(backup::BackupArgs),
     Restore(restore::RestoreArgs),
     Recover(recover::RecoverArgs),
@@ -76,6 +80,8 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Up(args) => up::run(args, settings),
         Command::Status(args) => status::run(args, settings),
         Command::Routes(args) => routes::run(args, settings),
+        Command::Members(args) => members::run(args, settings),
+        Command::Leader(args) => leader::run(args, settings),
         Command::Backup(args) => backup::run(args, settings),
         Command::Restore(args) => restore::run(args, settings),
         Command::Recover(args) => recover::run(args, settings),

@@ -6,7 +6,9 @@ async fn completion_scripts_know_the_commands() -> Result<()> {
     for shell in ["bash", "zsh", "fish"] {
         let finished = run(["completion", shell]).await?;
         ensure!(finished.code == Some(0), "{finished:?}");
-        for command in ["replica", "proxy", "up", "status", "routes", "watch"] {
+        for command in [
+            "replica", "proxy", "up", "status", "routes", "watch", "members", "leader",
+        ] {
             ensure!(finished.stdout.contains(command), "{shell} does not know {command}");
         }
     }
