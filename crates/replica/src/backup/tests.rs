@@ -6,8 +6,10 @@ use super::*;
 
 /// A state with routes, deletions, sessions and ancestors.
 pub(crate) fn state(routes: u64) -> State {
-    let mut state = State::default();
-    state.lineage = Lineage::default().and("the-first").and("the-second");
+    let mut state = State {
+        lineage: Lineage::default().and("the-first").and("the-second"),
+        ..State::default()
+    };
     for n in 0..routes {
         let data = format!(r#"{{"user": "user-{n}"}}"#);
         let target = format!("http://10.0.{}.{}:8888", n / 250 % 250, n % 250);
