@@ -12,6 +12,9 @@ use std::process::ExitCode;
 
 use crate::config::Mistakes;
 
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// What was asked for could not be done.
 const FAILED: u8 = 1;
 /// The command line, the environment or the configuration file is wrong.

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use holdfast_table::{Command, HubEpoch, Rejection, State, Written};
 use holdfast_wire::proto;
-use holdfast_wire::proto::command::Command as Content;
 use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::error::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
@@ -215,7 +214,7 @@ impl Consensus {
         }
     }
 
-    /// Decides a command, as the leader.
+    /// Decides a command, as the leader. `entry` is the same command as it goes into the log.
     ///
     /// A command that changes nothing is answered without a log entry, after the leadership was confirmed, unless it is a
     /// `retry` of one that may be under way still. Dropping the future does not take the write back.
@@ -225,8 +224,8 @@ impl Consensus {
     pub async fn propose(
         &self,
         command: &Command,
+        entry: &proto::Command,
         retry: bool,
-        time_ms: u64,
         deadline: Instant,
     ) -> Result<Written, ProposeError> {
         let without_log = |state: &State| match retry {
@@ -240,7 +239,7 @@ impl Consensus {
                 return Ok(answer?);
             }
         }
-        match self.log(Content::Write(command.into()), time_ms, deadline).await? {
+        match self.log(entry, deadline).await? {
             Applied::Write(result) => Ok(result?),
             Applied::Hub(_) | Applied::Nothing => Err(ProposeError::Unknown),
         }
@@ -250,14 +249,9 @@ impl Consensus {
     ///
     /// # Errors
     /// [`ProposeError`]; after `Unknown` the same call gives the same epoch.
-    pub async fn open_hub(
-        &self,
-        request: &proto::OpenHubRequest,
-        time_ms: u64,
-        deadline: Instant,
-    ) -> Result<HubEpoch, ProposeError> {
+    pub async fn open_hub(&self, entry: &proto::Command, deadline: Instant) -> Result<HubEpoch, ProposeError> {
         self.released(deadline).await?;
-        match self.log(Content::OpenHub(request.clone()), time_ms, deadline).await? {
+        match self.log(entry, deadline).await? {
             Applied::Hub(result) => Ok(result?),
             Applied::Write(_) | Applied::Nothing => Err(ProposeError::Unknown),
         }
@@ -275,12 +269,8 @@ impl Consensus {
         }
     }
 
-    async fn log(&self, content: Content, time_ms: u64, deadline: Instant) -> Result<Applied, ProposeError> {
-        let message = proto::Command {
-            command: Some(content),
-            time_ms,
-        };
-        let proposal = Proposal(message.encode_to_vec().into());
+    async fn log(&self, entry: &proto::Command, deadline: Instant) -> Result<Applied, ProposeError> {
+        let proposal = Proposal(entry.encode_to_vec().into());
         match timeout_at(deadline, self.raft.client_write(proposal)).await {
             Ok(Ok(response)) => Ok(response.data),
             Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => Err(ProposeError::NotLeader),

@@ -46,8 +46,8 @@ async fn p6_a_replica_with_another_table_than_the_others_stops_and_starts_over()
         }
     })
     .await?;
-    cluster.keep_quiet();
-    Ok(())
+    cluster.ready().await?;
+    cluster.finish().await
 }
 
 /// Gives one route another target, and puts everything right that a start would check.

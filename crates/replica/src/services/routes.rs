@@ -8,6 +8,7 @@ use futures_util::{Stream, StreamExt as _};
 use holdfast_table::{Command, Entry, Epoch, HubEpoch, HubId, Namespace, Revision, RouteSpec, Written};
 use holdfast_wire::errors::{self, Reason};
 use holdfast_wire::proto;
+use holdfast_wire::proto::command::Command as Content;
 use holdfast_wire::proto::routes_client::RoutesClient;
 use holdfast_wire::proto::routes_server::Routes;
 use prost::Message as _;
@@ -41,14 +42,31 @@ impl Routes for RoutesService {
         // Refused here whoever leads: a bad batch costs nobody else anything.
         let command = Command::try_from(&request).map_err(errors::invalid)?;
         let _held = self.0.admission.take(request.encoded_len())?;
+        let (wait_for_proxies_ms, retry) = (request.wait_for_proxies_ms, request.retry);
+        // The log has what is asked for, and not how the caller waits for it.
+        let write = proto::WriteRequest {
+            wait_for_proxies_ms: 0,
+            retry: false,
+            ..request
+        };
+        let entry = entry(Content::Write(write));
         let propose = || async {
-            match consensus.propose(&command, request.retry, now_ms(), deadline).await {
-                Ok(written) => Ok(self.answer(&consensus, &request, written).await),
+            match consensus.propose(&command, &entry, retry, deadline).await {
+                Ok(written) => Ok(self.answer(&consensus, wait_for_proxies_ms, written).await),
                 Err(error) => Err(error),
             }
         };
         let forward = |mut leader: Leader| {
-            let request = leader.request(&request, deadline);
+            let write = match &entry.command {
+                Some(Content::Write(write)) => write.clone(),
+                _ => proto::WriteRequest::default(),
+            };
+            let request = proto::WriteRequest {
+                wait_for_proxies_ms,
+                retry,
+                ..write
+            };
+            let request = leader.request(request, deadline);
             async move { leader.client.write(request).await }
         };
         let answer = self.decide(&consensus, deadline, forwarded, propose, forward).await;
@@ -64,12 +82,13 @@ impl Routes for RoutesService {
         let (deadline, forwarded) = terms(&request, Instant::now());
         let request = request.into_inner();
         <(Namespace, HubId)>::try_from(&request).map_err(errors::invalid)?;
+        let entry = entry(Content::OpenHub(request.clone()));
         let propose = || async {
-            let opened = consensus.open_hub(&request, now_ms(), deadline).await;
+            let opened = consensus.open_hub(&entry, deadline).await;
             opened.map(|HubEpoch(hub_epoch)| proto::OpenHubResponse { hub_epoch })
         };
         let forward = |mut leader: Leader| {
-            let request = leader.request(&request, deadline);
+            let request = leader.request(request.clone(), deadline);
             async move { leader.client.open_hub(request).await }
         };
         let answer = self.decide(&consensus, deadline, forwarded, propose, forward).await;
@@ -203,13 +222,8 @@ impl RoutesService {
     }
 
     /// The answer to a decided write, after waiting for the proxies of all replicas.
-    async fn answer(
-        &self,
-        consensus: &Consensus,
-        request: &proto::WriteRequest,
-        written: Written,
-    ) -> proto::WriteResponse {
-        let wait = Duration::from_millis(request.wait_for_proxies_ms.into()).min(WAIT_FOR_PROXIES_MAX);
+    async fn answer(&self, consensus: &Consensus, wait_for_proxies_ms: u32, written: Written) -> proto::WriteResponse {
+        let wait = Duration::from_millis(wait_for_proxies_ms.into()).min(WAIT_FOR_PROXIES_MAX);
         let progress = match wait.is_zero() {
             true => ProxyProgress::default(),
             false => self.all_proxies(consensus, written.revision, wait).await,
@@ -288,8 +302,8 @@ struct Leader {
 }
 
 impl Leader {
-    fn request<T: Clone>(&self, message: &T, deadline: Instant) -> Request<T> {
-        let mut request = Request::new(message.clone());
+    fn request<T>(&self, message: T, deadline: Instant) -> Request<T> {
+        let mut request = Request::new(message);
         request.set_timeout(deadline.saturating_duration_since(Instant::now()));
         let metadata = request.metadata_mut();
         metadata.insert(errors::FORWARDED, MetadataValue::from_static("1"));
@@ -333,10 +347,13 @@ fn no_leader(consensus: &Consensus, message: &str) -> Status {
     hinted(Reason::NoLeader.status(message), consensus)
 }
 
-/// The one place that reads a clock for the log: the leader's time goes into the entry.
-fn now_ms() -> u64 {
+/// What goes into the log. The one place that reads a clock for it: the leader's time goes into the entry.
+fn entry(content: Content) -> proto::Command {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    proto::Command {
+        command: Some(content),
+        time_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+    }
 }
 
 struct Pages {

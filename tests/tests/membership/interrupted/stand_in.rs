@@ -128,4 +128,8 @@ impl Raft for Blank {
     async fn await_proxies(&self, _: Request<AwaitProxiesRequest>) -> Result<Response<AwaitProxiesResponse>, Status> {
         blank()
     }
+
+    async fn compare(&self, _: Request<CompareRequest>) -> Result<Response<CompareResponse>, Status> {
+        blank()
+    }
 }
