@@ -112,11 +112,17 @@ async fn p3_one_survivor_brings_back_everything_that_was_acknowledged() -> Resul
     .await?;
     let acknowledged = load.stop().await;
     check(&acknowledged, &acknowledged, &scene.cluster.routes("default").await?)?;
-    let (epoch, cluster_id) = proxy_epoch(&scene.cluster, 0).await?;
-    ensure!(
-        epoch == 1 && recovered["cluster_id"] == cluster_id,
-        "{epoch} {cluster_id}"
-    );
+    // It tries one replica after the other, with growing waits.
+    let cluster = &scene.cluster;
+    until("the proxy follows the new cluster", SOON, async || {
+        let (epoch, cluster_id) = proxy_epoch(cluster, 0).await?;
+        ensure!(
+            epoch == 1 && recovered["cluster_id"] == cluster_id,
+            "{epoch} {cluster_id}"
+        );
+        Ok(())
+    })
+    .await?;
     scene.finish().await
 }
 
@@ -143,6 +149,7 @@ async fn p1_a_cluster_is_rebuilt_from_a_proxys_copy() -> Result<()> {
     scene.cluster.replicas[1].ready().await?;
     ensure!(scene.cluster.routes("default").await?.len() == crate::USERS + 1);
     scene.join(&[0, 2]).await?;
+    scene.cluster.agree().await?;
     let writer = scene.cluster.writer("default", Duration::from_secs(5))?;
     let answer = writer.put(scene.echo.route("after", "")?).await?;
     ensure!(answer.proxies_synced == 2 && answer.proxies_live == 2, "{answer:?}");
