@@ -163,11 +163,15 @@ impl Consensus {
         self.raft.server_metrics().borrow_watched().state == ServerState::Leader
     }
 
-    /// Returns once another than `tried` leads.
+    /// Returns once a member other than `tried` is known to lead.
     pub async fn led_by_another(&self, tried: Option<u64>) {
         let mut metrics = self.raft.server_metrics();
         loop {
-            let leader = metrics.borrow_and_update().current_leader;
+            let now = metrics.borrow_and_update().clone();
+            // Whoever has just joined may hear a leader before it knows its address.
+            let leader = now
+                .current_leader
+                .filter(|id| now.membership_config.get_node(id).is_some());
             if leader.is_some() && leader != tried {
                 return;
             }

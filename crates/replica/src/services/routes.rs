@@ -23,7 +23,8 @@ use crate::consensus::{Consensus, ProposeError};
 use crate::feed::ProxyProgress;
 
 const WAIT_FOR_PROXIES_MAX: Duration = Duration::from_secs(10);
-/// Between two looks for a leader.
+/// Between two looks for a leader, at least and at most.
+const LEADER_PAUSE: Duration = Duration::from_millis(1);
 const LEADER_RETRY: Duration = Duration::from_millis(20);
 /// One message of a list, about.
 const PAGE_BYTES: usize = 512 * 1024;
@@ -212,6 +213,8 @@ impl RoutesService {
                     let message = "nothing was written: no leader within the deadline";
                     return Err(Reason::NoLeader.status(message));
                 }
+                // However soon another leads: a search that finds it and cannot use it must not spin.
+                tokio::time::sleep(LEADER_PAUSE).await;
                 let _ = tokio::time::timeout(LEADER_RETRY, consensus.led_by_another(tried)).await;
             }
         };
