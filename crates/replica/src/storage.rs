@@ -3,15 +3,16 @@
 //! After a crash the disk holds a prefix of everything written, over all families. So a vote is there before the entries
 //! of its term, an entry before the batch that applied it.
 
-mod disk;
+pub(crate) mod disk;
 pub mod identity;
-mod keys;
+pub(crate) mod keys;
 pub mod log;
 pub mod offline;
 mod rocks;
 pub mod snapshot;
 pub mod state_machine;
-mod sync;
+pub(crate) mod sync;
+mod wal;
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -151,6 +152,16 @@ impl Store {
     #[cfg(test)]
     pub fn sync(&self) -> io::Result<()> {
         self.disk.sync()
+    }
+
+    /// A store on a disk that a test brings along.
+    #[cfg(test)]
+    pub fn on(disk: Arc<dyn Disk>, path: &Path) -> Self {
+        Store {
+            disk,
+            path: path.to_owned(),
+            _lock: None,
+        }
     }
 
     fn damaged(&self, problem: impl Into<String>) -> OpenError {

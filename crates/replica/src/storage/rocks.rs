@@ -1,6 +1,8 @@
 //! RocksDB: one database, three column families, one write-ahead log.
 
+use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,12 +14,20 @@ use rocksdb::{
 use super::disk::{Batch, Change, Disk, Family, Row};
 use super::offline::WalRecovery;
 use super::sync::Syncer;
+use super::wal;
 
 const MIB: usize = 1024 * 1024;
+
+/// Beside RocksDB's files, so that it goes where they go: up to which write everything has been on disk.
+const SYNCED: &str = "synced";
 
 /// The production disk.
 pub struct RocksDisk {
     db: DB,
+    // Up to which write everything has been synced, and its checksum. Written after every sync and synced by nobody: after
+    // a crash it may be older than the truth, never newer.
+    // None if it was opened to be read.
+    synced: Option<File>,
 }
 
 impl RocksDisk {
@@ -27,25 +37,51 @@ impl RocksDisk {
     /// In words: what is damaged. Only an incomplete last record of the write-ahead log, which was never acknowledged,
     /// is dropped.
     pub fn open(path: &Path) -> Result<Self, String> {
-        let db = DB::open_cf_descriptors(&database_options(), path, families());
-        db.map(|db| RocksDisk { db }).map_err(|error| error.to_string())
+        let unreadable = |error: io::Error| format!("{SYNCED}: {error}");
+        fs::create_dir_all(path).map_err(unreadable)?;
+        let synced = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path.join(SYNCED))
+            .map_err(unreadable)?;
+        let reached = synced_in(&synced).map_err(unreadable)?;
+        wal::check(path, reached)?;
+        let db = DB::open_cf_descriptors(&database_options(), path, families()).map_err(|error| error.to_string())?;
+        is_whole(&db, reached)?;
+        Ok(RocksDisk {
+            db,
+            synced: Some(synced),
+        })
     }
 
     /// Opens what is in `path` without ever changing it.
     ///
     /// # Errors
     /// In words: what is missing or damaged.
-    pub fn open_to_read(path: &Path, wal: WalRecovery) -> Result<Self, String> {
+    pub fn open_to_read(path: &Path, recovery: WalRecovery) -> Result<Self, String> {
         let mut options = database_options();
         options.create_if_missing(false);
         options.create_missing_column_families(false);
-        if wal == WalRecovery::PointInTime {
-            options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
-            // A write-ahead log that is shorter than it was known to be is just what is to be read now.
-            options.set_track_and_verify_wals_in_manifest(false);
+        let mut reached = 0;
+        match recovery {
+            WalRecovery::Strict => {
+                if let Ok(synced) = File::open(path.join(SYNCED)) {
+                    reached = synced_in(&synced).map_err(|error| format!("{SYNCED}: {error}"))?;
+                }
+                wal::check(path, reached)?;
+            }
+            WalRecovery::PointInTime => {
+                options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+                // A write-ahead log that is shorter than it was known to be is just what is to be read now.
+                options.set_track_and_verify_wals_in_manifest(false);
+            }
         }
         let db = DB::open_cf_descriptors_read_only(&options, path, families(), false);
-        db.map(|db| RocksDisk { db }).map_err(|error| error.to_string())
+        let db = db.map_err(|error| error.to_string())?;
+        is_whole(&db, reached)?;
+        Ok(RocksDisk { db, synced: None })
     }
 
     fn family(&self, family: Family) -> &ColumnFamily {
@@ -85,11 +121,26 @@ impl Disk for RocksDisk {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.db.flush_wal(true).map_err(io::Error::other)
+        let reached = self.db.latest_sequence_number();
+        self.db.flush_wal(true).map_err(io::Error::other)?;
+        match &self.synced {
+            Some(synced) => synced.write_all_at(&synced_out(reached), 0),
+            None => Ok(()),
+        }
     }
 
     fn syncer(self: Arc<Self>) -> io::Result<Syncer> {
         Syncer::thread(self)
+    }
+}
+
+/// What was in the log may be in tables by now, which the check of the log does not see.
+fn is_whole(db: &DB, reached: u64) -> Result<(), String> {
+    match db.latest_sequence_number() {
+        last if last < reached => Err(format!(
+            "the database ends with write {last}, but write {reached} was on disk"
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -101,6 +152,25 @@ fn families() -> [ColumnFamilyDescriptor; 3] {
         };
         ColumnFamilyDescriptor::new(name(family), family_options(buffer))
     })
+}
+
+fn synced_out(reached: u64) -> [u8; 12] {
+    let mut bytes = [0; 12];
+    bytes[..8].copy_from_slice(&reached.to_le_bytes());
+    let checksum = crc32fast::hash(&bytes[..8]);
+    bytes[8..].copy_from_slice(&checksum.to_le_bytes());
+    bytes
+}
+
+/// 0 if it is new, or was lost: then nothing is known.
+fn synced_in(file: &File) -> io::Result<u64> {
+    let mut bytes = [0; 12];
+    match file.read_exact_at(&mut bytes, 0) {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
+        read => read?,
+    }
+    let reached = u64::from_le_bytes(*bytes.first_chunk().expect("12 bytes"));
+    Ok(if synced_out(reached) == bytes { reached } else { 0 })
 }
 
 fn name(family: Family) -> &'static str {

@@ -62,6 +62,12 @@ impl Syncer {
         })))
     }
 
+    /// Of a disk that needs no thread.
+    #[cfg(test)]
+    pub fn of(queue: Arc<dyn Queue>) -> Self {
+        Syncer(queue)
+    }
+
     /// Completes `flushed` once everything written before this call is on disk. Does not wait.
     pub fn append(&self, flushed: IOFlushed<TypeConfig>) {
         self.0.push(Waiting::Append(flushed));

@@ -1,5 +1,7 @@
 //! The store as openraft wants it, and as an operator must be able to trust it.
 
+mod crash_cut;
+
 use std::io;
 
 use futures_util::stream;

@@ -1,0 +1,533 @@
+//! Crash-cut: what is left of the write-ahead log after a power cut, and what a replica makes of it.
+//!
+//! A writer does what openraft does. At every completed sync the size of the write-ahead log is noted, with all that
+//! was acknowledged by then. The directory as it was at some moments is copied, the end of its log is cut or scribbled
+//! upon, and the copy is opened: it must hold some prefix of what was written, and no less than was acknowledged.
+//!
+//! `HOLDFAST_CRASH_CUT_SEED=7` runs one seed alone.
+
+use std::fs;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use futures_util::poll;
+use holdfast_table::{Digest, State};
+use openraft::storage::RaftSnapshotBuilder as _;
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+
+use super::super::disk::{Batch as DiskBatch, Disk, Row};
+use super::super::sync::{Queue, Syncer, Waiting};
+use super::*;
+use crate::consensus::types::Vote;
+
+const SEEDS: u64 = 3;
+const STEPS: usize = 160;
+const MOMENTS: usize = 10;
+const CUTS: usize = 10;
+
+/// RocksDB that syncs when it is told to.
+struct Recording {
+    disk: RocksDisk,
+    waiting: Mutex<Vec<Waiting>>,
+    // The planted bug.
+    acknowledges_before_sync: bool,
+}
+
+impl Recording {
+    fn sync_all(&self) {
+        self.disk.sync().unwrap();
+        let waiting = std::mem::take(&mut *self.waiting.lock().unwrap());
+        waiting.into_iter().for_each(Waiting::done);
+    }
+}
+
+impl Queue for Recording {
+    fn push(&self, waiting: Waiting) {
+        match self.acknowledges_before_sync {
+            true => waiting.done(),
+            false => self.waiting.lock().unwrap().push(waiting),
+        }
+    }
+}
+
+impl Disk for Recording {
+    fn get(&self, family: Family, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        self.disk.get(family, key)
+    }
+
+    fn scan<'a>(&'a self, family: Family, from: &[u8]) -> Box<dyn Iterator<Item = io::Result<Row>> + 'a> {
+        self.disk.scan(family, from)
+    }
+
+    fn last(&self, family: Family) -> io::Result<Option<Row>> {
+        self.disk.last(family)
+    }
+
+    fn write(&self, batch: DiskBatch) -> io::Result<()> {
+        self.disk.write(batch)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.disk.sync()
+    }
+
+    fn syncer(self: Arc<Self>) -> io::Result<Syncer> {
+        Ok(Syncer::of(self))
+    }
+}
+
+/// All that a replica can see of its store.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Seen {
+    vote: Option<Vote>,
+    purged: Option<LogId>,
+    entries: Vec<Entry>,
+    committed: Option<LogId>,
+    applied: Option<LogId>,
+    digest: Digest,
+    sessions: usize,
+}
+
+/// A directory as it was when the power went, and what had been promised by then.
+struct Moment {
+    dir: TempDir,
+    /// Of the write-ahead log at the last completed sync.
+    synced_bytes: u64,
+    /// The history's index of what was acknowledged.
+    acknowledged: usize,
+    written: usize,
+}
+
+struct Writer {
+    rng: StdRng,
+    dir: TempDir,
+    disk: Arc<Recording>,
+    log: LogStore,
+    machine: StateMachine,
+    // The model: what a replica would see after each write, in their order.
+    history: Vec<Seen>,
+    model: State,
+    acknowledged: usize,
+    synced_bytes: u64,
+    term: u64,
+    sessions: u64,
+    moments: Vec<Moment>,
+}
+
+impl Writer {
+    fn new(seed: u64, acknowledges_before_sync: bool) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Arc::new(Recording {
+            disk: RocksDisk::open(dir.path()).unwrap(),
+            waiting: Mutex::default(),
+            acknowledges_before_sync,
+        });
+        let store = Store::on(disk.clone(), dir.path());
+        store.identity("r0").unwrap();
+        let (machine, _) = StateMachine::open(store.clone()).unwrap();
+        let log = LogStore::open(store).unwrap();
+        // Whoever the directory belongs to is on disk already.
+        let (_, synced_bytes) = wal(dir.path());
+        Writer {
+            rng: StdRng::seed_from_u64(seed),
+            dir,
+            disk,
+            log,
+            machine,
+            history: vec![Seen::default()],
+            model: State::default(),
+            acknowledged: 0,
+            synced_bytes,
+            term: 0,
+            sessions: 0,
+            moments: Vec::new(),
+        }
+    }
+
+    fn now(&self) -> Seen {
+        self.history.last().unwrap().clone()
+    }
+
+    fn wrote(&mut self, seen: Seen) {
+        self.history.push(seen);
+    }
+
+    fn next_index(&self) -> u64 {
+        let now = self.now();
+        now.entries
+            .last()
+            .map(|entry| entry.log_id)
+            .or(now.purged)
+            .map_or(1, |last| last.index + 1)
+    }
+
+    fn command(&mut self, index: u64) -> Entry {
+        let spec = format!("/user/{}/", self.rng.random_range(0..30));
+        let batch = match self.rng.random_range(0..4) {
+            0 => Batch::delete(Default::default(), holdfast_table::RouteSpec::parse(&spec).unwrap()),
+            _ => {
+                let target = format!("http://10.0.0.1:{}", self.rng.random_range(1..9000));
+                let data = format!("{{\"x\":\"{}\"}}", "y".repeat(self.rng.random_range(0..3000)));
+                Batch::put(Route::parse(&spec, &target, &data, "").unwrap())
+            }
+        };
+        self.sessions += 1;
+        let session = Some((self.sessions.to_be_bytes().repeat(2).try_into().unwrap(), 1));
+        let message = proto::Command {
+            write: Some((&Command { batch, session }).into()),
+            time_ms: index,
+        };
+        Entry {
+            log_id: LogId::new(
+                LeaderId {
+                    term: self.term,
+                    node_id: 1,
+                },
+                index,
+            ),
+            payload: EntryPayload::Normal(Proposal(message.encode_to_vec().into())),
+        }
+    }
+
+    /// One thing that openraft does to its store.
+    async fn step(&mut self) {
+        let mut seen = self.now();
+        let last = seen.entries.last().map(|entry| entry.log_id);
+        match self.rng.random_range(0..100) {
+            // A new term: the vote comes before its entries.
+            0..8 => {
+                self.term += 1;
+                let vote = Vote::new(self.term, 1);
+                seen.vote = Some(vote);
+                self.wrote(seen);
+                let mut log = self.log.clone();
+                let mut saved = Box::pin(async move { log.save_vote(&vote).await.unwrap() });
+                let pending = poll!(&mut saved).is_pending();
+                // The power may go while the vote is waited for.
+                self.maybe_moment();
+                if pending {
+                    self.sync();
+                    saved.await;
+                }
+                self.acknowledged = self.history.len() - 1;
+            }
+            8..58 => {
+                let entries: Vec<Entry> = (self.next_index()..)
+                    .take(self.rng.random_range(1..6))
+                    .map(|index| self.command(index))
+                    .collect();
+                seen.entries.extend(entries.clone());
+                self.wrote(seen);
+                let (done, wait) = <TokioRuntime as AsyncRuntime>::Oneshot::channel();
+                self.log.append(entries, IOFlushed::signal(done)).await.unwrap();
+                if poll!(Box::pin(wait)).is_ready() {
+                    self.acknowledged = self.history.len() - 1;
+                }
+            }
+            // Another leader's log: what is not committed goes.
+            58..62 => {
+                let keep = seen.committed.max(seen.applied).max(seen.purged);
+                seen.entries.retain(|entry| Some(entry.log_id) <= keep);
+                self.wrote(seen);
+                self.log.truncate_after(keep).await.unwrap();
+            }
+            62..70 => {
+                if let Some(last) = last.filter(|last| Some(*last) > seen.committed) {
+                    seen.committed = Some(last);
+                    self.wrote(seen);
+                    self.log.save_committed(Some(last)).await.unwrap();
+                }
+            }
+            // A follower applies what is committed before its own disk has it.
+            70..84 => {
+                let ready: Vec<Entry> = seen
+                    .entries
+                    .iter()
+                    .filter(|entry| Some(entry.log_id) > seen.applied && Some(entry.log_id) <= seen.committed)
+                    .cloned()
+                    .collect();
+                if let Some(end) = ready.last() {
+                    seen.applied = Some(end.log_id);
+                    for entry in &ready {
+                        replay(&mut self.model, entry);
+                    }
+                    seen.digest = self.model.table.recompute_digest();
+                    seen.sessions = self.model.sessions.len();
+                    self.wrote(seen);
+                    apply(&mut self.machine, ready).await.unwrap();
+                }
+            }
+            84..88 => {
+                if let Some(upto) = seen.applied.filter(|applied| Some(*applied) > seen.purged) {
+                    seen.purged = Some(upto);
+                    seen.entries.retain(|entry| entry.log_id > upto);
+                    self.wrote(seen);
+                    self.log.purge(upto).await.unwrap();
+                }
+            }
+            // A snapshot of a leader that is further: the state is replaced whole, and is on disk when it returns.
+            88..90 => {
+                let mut snapshot = self
+                    .machine
+                    .get_snapshot_builder()
+                    .await
+                    .build_snapshot()
+                    .await
+                    .unwrap();
+                let index = self.next_index() + 5;
+                let entry = self.command(index);
+                replay(&mut self.model, &entry);
+                snapshot.meta.last_log_id = Some(entry.log_id);
+                seen.applied = Some(entry.log_id);
+                seen.digest = self.model.table.recompute_digest();
+                seen.sessions = self.model.sessions.len();
+                self.wrote(seen.clone());
+                self.machine
+                    .install_snapshot(&snapshot.meta, self.model.clone())
+                    .await
+                    .unwrap();
+                self.acknowledged = self.history.len() - 1;
+                // openraft drops the log that the snapshot overtook.
+                self.log.truncate_after(seen.purged).await.unwrap();
+                seen.entries.clear();
+                self.wrote(seen.clone());
+                self.log.purge(entry.log_id).await.unwrap();
+                seen.purged = Some(entry.log_id);
+                self.wrote(seen);
+                self.sync();
+            }
+            _ => self.sync(),
+        }
+    }
+
+    fn sync(&mut self) {
+        // Everything written so far is in the file, and so will be on the disk.
+        let (_, bytes) = wal(self.dir.path());
+        self.disk.sync_all();
+        self.synced_bytes = bytes;
+        self.acknowledged = self.history.len() - 1;
+    }
+
+    fn maybe_moment(&mut self) {
+        if self.moments.len() < MOMENTS && self.rng.random_range(0..STEPS / MOMENTS) == 0 {
+            self.moment();
+        }
+    }
+
+    fn moment(&mut self) {
+        let dir = tempfile::tempdir().unwrap();
+        copy(self.dir.path(), dir.path());
+        self.moments.push(Moment {
+            dir,
+            synced_bytes: self.synced_bytes,
+            acknowledged: self.acknowledged,
+            written: self.history.len() - 1,
+        });
+    }
+}
+
+fn replay(state: &mut State, entry: &Entry) {
+    if let EntryPayload::Normal(proposal) = &entry.payload {
+        let message = proto::Command::decode(proposal.0.clone()).unwrap();
+        state.apply(entry.log_id.index, &Command::try_from(&message.write.unwrap()).unwrap());
+    }
+}
+
+/// The live write-ahead log and its size.
+fn wal(path: &Path) -> (PathBuf, u64) {
+    let files = fs::read_dir(path.join("db")).unwrap().map(|file| file.unwrap().path());
+    let logs = files.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
+    let newest = logs.max().unwrap();
+    let bytes = fs::metadata(&newest).unwrap().len();
+    (newest, bytes)
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for file in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(file.file_name());
+        if file.file_type().unwrap().is_dir() {
+            copy(&file.path(), &target);
+        } else {
+            fs::copy(file.path(), target).unwrap();
+        }
+    }
+}
+
+/// What a replica sees when it starts on `path`.
+async fn open_again(path: &Path) -> Result<Seen, String> {
+    let store = Store::open(path).map_err(|error| error.to_string())?;
+    store.identity("r0").map_err(|error| error.to_string())?;
+    let (mut machine, _) = StateMachine::open(store.clone()).map_err(|error| error.to_string())?;
+    let mut log = LogStore::open(store).map_err(|error| error.to_string())?;
+    let state = log.get_log_state().await.unwrap();
+    let from = state.last_purged_log_id.map_or(0, |purged| purged.index + 1);
+    let entries = log
+        .try_get_log_entries(from..)
+        .await
+        .map_err(|error| error.to_string())?;
+    if entries.last().map(|entry| entry.log_id).or(state.last_purged_log_id) != state.last_log_id {
+        return Err(format!(
+            "SILENT: last log id {:?} is not the last entry's",
+            state.last_log_id
+        ));
+    }
+    let table = &machine.state().table;
+    if table.digest() != table.recompute_digest() {
+        return Err("SILENT: the digest is not the table's".into());
+    }
+    Ok(Seen {
+        vote: log.read_vote().await.unwrap(),
+        purged: state.last_purged_log_id,
+        entries,
+        committed: log.read_committed().await.map_err(|error| error.to_string())?,
+        digest: machine.state().table.digest(),
+        sessions: machine.state().sessions.len(),
+        applied: machine.applied_state().await.unwrap().0,
+    })
+}
+
+/// What is done to the end of the log.
+#[derive(Clone, Copy, Debug)]
+enum Damage {
+    /// Gone from here on.
+    Cut(u64),
+    /// Random bytes over this range.
+    Noise(u64, u64),
+    /// Zeros over this range.
+    Zeros(u64, u64),
+    /// One bit of this byte.
+    Flip(u64),
+}
+
+impl Damage {
+    fn inflict(self, file: &Path, rng: &mut StdRng) {
+        let wal = fs::OpenOptions::new().read(true).write(true).open(file).unwrap();
+        let over = |at: u64, bytes: Vec<u8>| wal.write_all_at(&bytes, at).unwrap();
+        match self {
+            Damage::Cut(at) => wal.set_len(at).unwrap(),
+            Damage::Noise(at, end) => over(at, (at..end).map(|_| rng.random()).collect()),
+            Damage::Zeros(at, end) => over(at, (at..end).map(|_| 0).collect()),
+            Damage::Flip(at) => {
+                let mut byte = [0];
+                wal.read_exact_at(&mut byte, at).unwrap();
+                over(at, vec![byte[0] ^ (1 << rng.random_range(0..8))]);
+            }
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Report {
+    cuts: usize,
+    scribbled_after: usize,
+    scribbled_after_refused: usize,
+    scribbled_before: usize,
+    scribbled_before_refused: usize,
+}
+
+/// One seed; `Err` names what was lost.
+async fn run(seed: u64, acknowledges_before_sync: bool) -> Result<Report, String> {
+    let mut writer = Writer::new(seed, acknowledges_before_sync);
+    for _ in 0..STEPS {
+        writer.step().await;
+        writer.maybe_moment();
+    }
+    writer.moment();
+    let mut report = Report::default();
+    for (number, moment) in writer.moments.iter().enumerate() {
+        let (_, bytes) = wal(moment.dir.path());
+        let synced = moment.synced_bytes;
+        let mut damages = vec![Damage::Cut(synced), Damage::Cut(bytes)];
+        for _ in 0..CUTS {
+            damages.push(Damage::Cut(writer.rng.random_range(synced..=bytes)));
+            if synced < bytes {
+                let at = writer.rng.random_range(synced..bytes);
+                let end = writer.rng.random_range(at..bytes) + 1;
+                damages.push(match writer.rng.random_range(0..3) {
+                    0 => Damage::Noise(at, end),
+                    1 => Damage::Zeros(at, end),
+                    _ => Damage::Flip(at),
+                });
+            }
+            if synced > 0 {
+                // Nearer to the end more often: there it looks most like a torn write.
+                let reach = [64, 4096, 40_000, u64::MAX][writer.rng.random_range(0..4)];
+                let back = writer.rng.random_range(1..=synced.min(reach));
+                let at = synced - back;
+                let end = (at + writer.rng.random_range(1..=4096)).min(synced);
+                damages.push(match writer.rng.random_range(0..4) {
+                    0 => Damage::Noise(at, end),
+                    1 => Damage::Zeros(at, end),
+                    _ => Damage::Flip(at),
+                });
+            }
+        }
+        for damage in damages {
+            let copied = tempfile::tempdir().unwrap();
+            copy(moment.dir.path(), copied.path());
+            damage.inflict(&wal(copied.path()).0, &mut writer.rng);
+            let before =
+                matches!(damage, Damage::Noise(at, _) | Damage::Zeros(at, _) | Damage::Flip(at) if at < synced);
+            let what = format!("seed {seed}, moment {number}, {damage:?} of {bytes} bytes, {synced} of them synced");
+            let refused = match open_again(copied.path()).await {
+                Err(problem) if problem.starts_with("SILENT") => return Err(format!("{what}: {problem}")),
+                Err(problem) if matches!(damage, Damage::Cut(_)) => {
+                    return Err(format!("{what}: a torn end must open, but: {problem}"));
+                }
+                Err(_) => true,
+                Ok(seen) => {
+                    let good = &writer.history[moment.acknowledged..=moment.written];
+                    if !good.contains(&seen) {
+                        let older = writer.history.iter().position(|past| *past == seen);
+                        return Err(format!(
+                            "{what}: opens with {} of {} writes, {} acknowledged",
+                            older.map_or_else(|| "what was never a prefix".into(), |at| at.to_string()),
+                            moment.written,
+                            moment.acknowledged
+                        ));
+                    }
+                    false
+                }
+            };
+            match damage {
+                Damage::Cut(_) => report.cuts += 1,
+                _ if before => {
+                    report.scribbled_before += 1;
+                    report.scribbled_before_refused += usize::from(refused);
+                }
+                _ => {
+                    report.scribbled_after += 1;
+                    report.scribbled_after_refused += usize::from(refused);
+                }
+            }
+        }
+    }
+    Ok(report)
+}
+
+fn seeds() -> Vec<u64> {
+    match std::env::var("HOLDFAST_CRASH_CUT_SEED") {
+        Ok(seed) => vec![seed.parse().expect("a number")],
+        Err(_) => (1..=SEEDS).collect(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p3_what_was_acknowledged_is_there_after_a_power_cut_wherever_the_log_was_torn() {
+    for seed in seeds() {
+        let report = run(seed, false).await.unwrap_or_else(|lost| panic!("{lost}"));
+        println!("seed {seed}: {report:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_acknowledges_before_it_syncs_is_found_out() {
+    for seed in seeds() {
+        let lost = run(seed, true).await.expect_err("the planted bug must be found");
+        println!("found: {lost}");
+        assert!(lost.contains("acknowledged"), "{lost}");
+    }
+}
