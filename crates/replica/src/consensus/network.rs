@@ -236,6 +236,13 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         S: futures_util::Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
         Box::pin(async move {
+            // openraft waits after a failure before it gives out the next request, and not before it asks for a stream. A
+            // stream to a peer that refuses connections would be asked for again and again, without a pause.
+            let mut input = input;
+            let Some(first) = input.next().await else {
+                return Ok(futures_util::stream::empty().boxed());
+            };
+            let input = futures_util::stream::iter([first]).chain(input);
             let owed = Arc::new(AtomicUsize::new(0));
             let (peer, sent) = (self.peer.clone(), owed.clone());
             let requests = input.map(move |rpc| {
