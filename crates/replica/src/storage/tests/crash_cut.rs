@@ -176,7 +176,7 @@ impl Writer {
         self.sessions += 1;
         let session = Some((self.sessions.to_be_bytes().repeat(2).try_into().unwrap(), 1));
         let message = proto::Command {
-            write: Some((&Command { batch, session }).into()),
+            command: Some(Content::Write((&Command { batch, session }).into())),
             time_ms: index,
         };
         Entry {
@@ -330,8 +330,7 @@ impl Writer {
 
 fn replay(state: &mut State, entry: &Entry) {
     if let EntryPayload::Normal(proposal) = &entry.payload {
-        let message = proto::Command::decode(proposal.0.clone()).unwrap();
-        state.apply(entry.log_id.index, &Command::try_from(&message.write.unwrap()).unwrap());
+        state_machine::replay(state, entry.log_id.index, proposal).unwrap();
     }
 }
 
