@@ -28,9 +28,14 @@ pub struct Endpoints {
     shared: Arc<Shared>,
 }
 
+/// Makes a connection, once it is used, to where an endpoint leads.
+type Connect = Arc<dyn Fn(Endpoint) -> Channel + Send + Sync>;
+
 struct Shared {
     // As configured, in that order.
     replicas: Vec<Replica>,
+    // Instead of TCP.
+    connect: Option<Connect>,
     state: Mutex<State>,
 }
 
@@ -63,6 +68,7 @@ pub enum EndpointError {
 pub(crate) struct Replica {
     address: Arc<str>,
     uri: Uri,
+    connect: Option<Connect>,
     channel: Arc<OnceLock<Channel>>,
 }
 
@@ -82,17 +88,35 @@ impl Endpoints {
         if replicas.is_empty() {
             return Err(EndpointError::None);
         }
+        Ok(Endpoints::new(replicas, None))
+    }
+
+    /// The same replicas over another network than TCP: every connection is made by `connect`, which must not wait for
+    /// it. For those who carry their bytes themselves, a simulation among them.
+    #[must_use]
+    pub fn connected_by(&self, connect: impl Fn(Endpoint) -> Channel + Send + Sync + 'static) -> Self {
+        let connect: Connect = Arc::new(connect);
+        let replicas = self.replicas().iter().map(|replica| Replica {
+            connect: Some(connect.clone()),
+            channel: Arc::default(),
+            ..replica.clone()
+        });
+        Endpoints::new(replicas.collect(), Some(connect.clone()))
+    }
+
+    fn new(replicas: Vec<Replica>, connect: Option<Connect>) -> Self {
         let state = State {
             order: replicas.clone(),
             leader: None,
             disbelieved: None,
         };
-        Ok(Endpoints {
+        Endpoints {
             shared: Arc::new(Shared {
                 replicas,
+                connect,
                 state: Mutex::new(state),
             }),
-        })
+        }
     }
 
     /// Each `host:port`, as configured.
@@ -150,6 +174,7 @@ impl Endpoints {
         if leader.is_unspecified() {
             return;
         }
+        leader.connect.clone_from(&self.shared.connect);
         let mut state = self.state();
         if let Some((address, since)) = &state.disbelieved
             && *address == leader.address
@@ -202,6 +227,7 @@ impl Replica {
         Ok(Replica {
             address: address.into(),
             uri,
+            connect: None,
             channel: Arc::default(),
         })
     }
@@ -225,7 +251,7 @@ impl Replica {
     /// Must be called within a Tokio runtime.
     pub(crate) fn channel(&self) -> Channel {
         let connect = || {
-            Endpoint::from(self.uri.clone())
+            let endpoint = Endpoint::from(self.uri.clone())
                 .connect_timeout(CONNECT_TIMEOUT)
                 .tcp_nodelay(true)
                 // A machine that vanishes closes no connection.
@@ -234,8 +260,11 @@ impl Replica {
                 .keep_alive_while_idle(true)
                 // Large enough that a snapshot is not paced by window updates, and does not starve calls beside it.
                 .initial_stream_window_size(2 * 1024 * 1024)
-                .initial_connection_window_size(8 * 1024 * 1024)
-                .connect_lazy()
+                .initial_connection_window_size(8 * 1024 * 1024);
+            match &self.connect {
+                Some(connect) => connect(endpoint),
+                None => endpoint.connect_lazy(),
+            }
         };
         self.channel.get_or_init(connect).clone()
     }
