@@ -50,8 +50,9 @@ fix: setup ## formats, and applies what the linters can repair by themselves
 
 bench: bench-store bench-proxy ## both benchmarks
 
-bench-store: setup ## durable writes, fan-out, a fresh subscriber
-	@scripts/bench.sh store
+bench-store: setup ## Holdfast beside etcd, which it installs (ARGS="--quick", ARGS="--rows kill,move --rounds 7")
+	@scripts/install_etcd.sh
+	@scripts/bench.sh store $(or $(ARGS),--save)
 
 bench-proxy: setup ## requests per second and CPU per request by number of routes
-	@scripts/bench.sh proxy
+	@scripts/bench.sh proxy $(ARGS)

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use holdfast_tests::fixture::holdfast;
 
 /// A run under way. Everything said is printed at once and kept for the file.
@@ -14,6 +14,8 @@ pub struct Run {
     began: Instant,
     is_quick: bool,
     is_saved: bool,
+    rounds: Option<usize>,
+    parts: Vec<String>,
     output: String,
 }
 
@@ -21,23 +23,42 @@ impl Run {
     /// Reads the flags, and says what runs on which machine.
     ///
     /// `--quick`: a few seconds, to see that everything works; the figures mean nothing. `--save`: the output also goes
-    /// to `benches/runs/<date>-<name>.txt`.
+    /// to `benches/runs/<date>-<name>.txt`. `--rounds <number>`: how often everything is measured. `--rows <part>,...`:
+    /// only these of `parts`, where the benchmark has any.
     ///
     /// # Errors
     /// Another flag, or no binary to measure.
-    pub fn start(name: &'static str, question: &str) -> Result<Self> {
+    pub fn start(name: &'static str, question: &str, parts: &[&str]) -> Result<Self> {
         let mut run = Run {
             name,
             began: Instant::now(),
             is_quick: false,
             is_saved: false,
+            rounds: None,
+            parts: parts.iter().map(|part| (*part).to_owned()).collect(),
             output: String::new(),
         };
-        for argument in std::env::args().skip(1) {
+        let mut arguments = std::env::args().skip(1);
+        while let Some(argument) = arguments.next() {
             match argument.as_str() {
                 "--quick" => run.is_quick = true,
                 "--save" => run.is_saved = true,
-                other => bail!("{other:?} is no flag of mine: --quick, --save"),
+                "--rounds" => {
+                    let rounds = arguments.next().and_then(|rounds| rounds.parse().ok());
+                    run.rounds = Some(
+                        rounds
+                            .filter(|rounds| *rounds > 0)
+                            .context("--rounds: a number above 0")?,
+                    );
+                }
+                "--rows" if !parts.is_empty() => {
+                    let wanted = arguments.next().unwrap_or_default();
+                    run.parts = wanted.split(',').map(str::to_owned).collect();
+                    let known = parts.join(",");
+                    let unknown = run.parts.iter().find(|part| !parts.contains(&part.as_str()));
+                    ensure!(unknown.is_none(), "--rows {wanted}: there are {known}");
+                }
+                other => bail!("{other:?} is no flag of mine: --quick, --save, --rounds <number>, --rows <part>,..."),
             }
         }
         let binary = holdfast()?;
@@ -70,6 +91,26 @@ impl Run {
     /// True if it should only be shown that everything works.
     pub fn is_quick(&self) -> bool {
         self.is_quick
+    }
+
+    /// How often to measure everything, unless the caller has said.
+    pub fn rounds(&self, full: usize) -> usize {
+        self.rounds.unwrap_or(if self.is_quick { 1 } else { full })
+    }
+
+    /// True if this part is wanted.
+    pub fn includes(&self, part: &str) -> bool {
+        self.parts.iter().any(|wanted| wanted == part)
+    }
+
+    /// How long it has been running.
+    pub fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Says on standard error how far it is; no part of the output.
+    pub fn progress(&self, what: impl AsRef<str>) {
+        eprintln!("{:>4.0} s  {}", self.began.elapsed().as_secs_f64(), what.as_ref());
     }
 
     /// How long to measure what `full` is enough for.
@@ -142,7 +183,7 @@ fn command() -> String {
 }
 
 /// What a command prints; `?` if it is not there.
-fn told_by(program: &str, arguments: &[&str]) -> String {
+pub fn told_by(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program)
         .args(arguments)
         .current_dir(env!("CARGO_MANIFEST_DIR"))

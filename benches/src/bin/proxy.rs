@@ -3,12 +3,12 @@
 //! Load, proxy and target share one machine. Load and target do next to nothing per request, so that the proxy gets
 //! most of the machine; "direct" is the same load without a proxy: the limit of this setup.
 
-use std::fs;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
+use holdfast_benches::usage::{cpu, resident_mib};
 use holdfast_benches::{Latencies, Run, median};
 use holdfast_table::{Batch, Change, Namespace, Route};
 use holdfast_tests::fixture::Cluster;
@@ -45,6 +45,7 @@ async fn main() -> Result<()> {
     let mut run = Run::start(
         "proxy",
         "requests per second and CPU per request, by number of routes; 1 proxy",
+        &[],
     )?;
     let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
     let target = listener.local_addr()?.to_string();
@@ -78,13 +79,13 @@ async fn main() -> Result<()> {
     run.say(format!(
         "\n{CONNECTIONS} keep-alive connections, one request at a time on each, a random route each time; {} rounds of {time:?}, \
          interleaved; medians of the rounds",
-        run.times(ROUNDS)
+        run.rounds(ROUNDS)
     ));
     for subject in &subjects {
         // Warm: connections to the target, and the pages of the table.
         measure(subject, time / 4).await?;
     }
-    for _ in 0..run.times(ROUNDS) {
+    for _ in 0..run.rounds(ROUNDS) {
         for subject in &mut subjects {
             let round = measure(subject, time).await?;
             subject.rounds.push(round);
@@ -113,11 +114,10 @@ async fn main() -> Result<()> {
         let pid = subjects
             .iter()
             .find(|subject| subject.address == cluster.proxies[0].address());
-        let memory = pid.and_then(|subject| memory_kb(subject.pid?)).unwrap_or(0);
+        let memory = pid.and_then(|subject| resident_mib(subject.pid?).ok()).unwrap_or(0.0);
         run.say(format!(
-            "{} routes: {} MiB resident",
-            cluster.proxies[0].status().await?["routes"],
-            memory / 1024
+            "{} routes: {memory:.0} MiB resident",
+            cluster.proxies[0].status().await?["routes"]
         ));
     }
     wrk(&mut run, &subjects);
@@ -249,34 +249,6 @@ async fn answer_all(mut stream: TcpStream) -> std::io::Result<()> {
             filled = 0;
         }
     }
-}
-
-/// The CPU time that a process has used, in user mode and in the kernel.
-fn cpu(pid: u32) -> Result<Duration> {
-    /// Linux tells all programs so, whatever its own tick.
-    const TICKS_PER_SECOND: u64 = 100;
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name before it may hold anything, spaces and parentheses included.
-    let after_name = stat
-        .rsplit_once(')')
-        .context("an unknown format of /proc/<pid>/stat")?
-        .1;
-    let field = |at: usize| {
-        after_name
-            .split_whitespace()
-            .nth(at)
-            .and_then(|field| field.parse::<u64>().ok())
-    };
-    let ticks = field(11).zip(field(12)).map(|(user, system)| user + system);
-    Ok(Duration::from_millis(
-        ticks.context("an unknown format of /proc/<pid>/stat")? * 1000 / TICKS_PER_SECOND,
-    ))
-}
-
-fn memory_kb(pid: u32) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    line.split_whitespace().next()?.parse().ok()
 }
 
 /// The same question asked with another program, on one path.
