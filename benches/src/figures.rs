@@ -51,11 +51,16 @@ impl fmt::Display for Latencies {
     }
 }
 
-/// The middle one; of an even number the upper one. 0 of none.
+/// The middle one; of an even number the mean of the two in the middle. 0 of none.
 pub fn median(values: &[f64]) -> f64 {
     let mut values = values.to_vec();
     values.sort_unstable_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(0.0)
+    let middle = values.len() / 2;
+    match (values.len() % 2, values.get(middle)) {
+        (_, None) => 0.0,
+        (0, Some(upper)) => (values[middle - 1] + upper) / 2.0,
+        (_, Some(middle)) => *middle,
+    }
 }
 
 #[cfg(test)]
@@ -65,7 +70,7 @@ mod tests {
     #[test]
     fn the_median_is_the_middle_one() {
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(&[2.0, 1.0]), 2.0);
+        assert_eq!(median(&[2.0, 1.0]), 1.5);
         assert_eq!(median(&[]), 0.0);
     }
 

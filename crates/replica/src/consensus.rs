@@ -10,6 +10,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use holdfast_table::{Command, HubEpoch, Rejection, State, Written};
 use holdfast_wire::proto;
 use openraft::Instant as _;
@@ -350,13 +351,27 @@ impl Consensus {
             if self.metrics().running_state.is_err() {
                 return std::future::pending().await;
             }
+            // An engine that has ended answers at once, again and again.
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
 
     /// Returns when openraft has stopped by itself, with its reason.
     pub async fn failed(&self) -> String {
-        let failed = self.metrics_when(|metrics| metrics.running_state.is_err()).await;
-        failed.map_or_else(|| "stopped".into(), |metrics| format!("{:?}", metrics.running_state))
+        // Looked at now and then: openraft's metrics change several times with every write, and whoever waits for that
+        // is woken each time.
+        const LOOK_EVERY: Duration = Duration::from_millis(250);
+        let mut metrics = self.raft.metrics();
+        loop {
+            if let Err(reason) = &metrics.borrow_and_update().running_state {
+                return format!("{reason:?}");
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+            // After a panic nobody is left to say anything.
+            if let Some(Err(_)) = metrics.changed().now_or_never() {
+                return "it ended without a reason; its panic is in the log".into();
+            }
+        }
     }
 
     /// Moves the leadership to the voter that is furthest and answers, if this replica has it, and waits a little for that.
