@@ -120,7 +120,7 @@ impl Writer {
     fn new(seed: u64, acknowledges_before_sync: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let disk = Arc::new(Recording {
-            disk: RocksDisk::open(dir.path()).unwrap(),
+            disk: RocksDisk::open(&dir.path().join("db")).unwrap(),
             waiting: Mutex::default(),
             acknowledges_before_sync,
         });
