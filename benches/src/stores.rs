@@ -232,7 +232,7 @@ impl Default for Session {
 /// A stream of everything that is written from its opening on.
 pub enum Follower {
     /// A watch of etcd or of the bare server.
-    Watch(etcd::Watcher),
+    Watch(Box<etcd::Watcher>),
     /// A subscription to Holdfast.
     Subscription(Box<holdfast::Subscription>),
 }
@@ -269,7 +269,7 @@ impl Connection {
     pub async fn follow(&self, name: &str, acknowledges: bool) -> Result<Follower> {
         let open = async {
             Ok(match self.system {
-                System::Etcd | System::Bare => Follower::Watch(etcd::watch(self.channel.clone()).await?),
+                System::Etcd | System::Bare => Follower::Watch(Box::new(etcd::watch(self.channel.clone()).await?)),
                 System::Holdfast => {
                     let subscription = holdfast::subscribe(self.channel.clone(), name, acknowledges).await?;
                     Follower::Subscription(Box::new(subscription))

@@ -136,7 +136,8 @@ async fn a_replica_that_stops_ends_the_calls_that_wait_for_a_leader() -> Result<
     }
     let writer = cluster.writer("default", Duration::ZERO)?;
     let route = holdfast_table::Route::parse("/user/late/", "http://10.0.0.1:8888", "{}", "")?;
-    let write = tokio::spawn(async move { writer.put(route).await });
+    let mut write = tokio::task::JoinSet::new();
+    write.spawn(async move { writer.put(route).await });
     let survivor = &mut cluster.replicas[survivor];
     until("it has given up leading", SOON, async || {
         let role = survivor.status().await.map(|status| status.leader_contact_age_ms);
@@ -152,11 +153,9 @@ async fn a_replica_that_stops_ends_the_calls_that_wait_for_a_leader() -> Result<
     ensure!(stopped.success(), "{stopped}");
     let took = began.elapsed();
     ensure!(took < Duration::from_secs(3), "it took {took:?} to stop");
-    ensure!(
-        !write.is_finished(),
-        "nobody could decide that write: it should be trying still"
-    );
-    write.abort();
+    let decided = write.try_join_next();
+    ensure!(decided.is_none(), "nobody could decide that write: {decided:?}");
+    write.shutdown().await;
     cluster.keep_quiet();
     Ok(())
 }

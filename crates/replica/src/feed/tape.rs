@@ -125,9 +125,10 @@ mod tests {
     use holdfast_table::{Batch, Command, Route, Table};
 
     fn position(state: &State) -> Arc<Position> {
-        let mut position = Position::default();
-        position.state = state.clone();
-        Arc::new(position)
+        Arc::new(Position {
+            state: state.clone(),
+            ..Position::default()
+        })
     }
 
     fn write(state: &mut State, spec: &str, port: usize) {
