@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compiles the workspace. RocksDB alone takes 10 to 15 minutes the first time, in which cargo prints nothing to a log:
+# Compiles the workspace. RocksDB alone takes up to half an hour on two cores the first time, in which cargo prints nothing to a log:
 # so this says every half minute how far it is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
