@@ -44,7 +44,8 @@ has_python() {
 
 check_system_packages() {
     local packages=()
-    command -v c++ >/dev/null || packages+=(g++)          # compiles RocksDB
+    command -v cc >/dev/null || packages+=(gcc)           # links
+    command -v clang++ >/dev/null || packages+=(clang)    # compiles RocksDB, in two thirds of the time g++ takes
     has_libclang || packages+=(libclang-dev)              # bindgen reads RocksDB's headers with it
     has_python || packages+=(python3 python3-venv)        # JupyterHub, and the tests written in Python
     [ ${#packages[@]} -eq 0 ] && return
@@ -52,13 +53,13 @@ check_system_packages() {
     if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then
         echo "setup: installing ${packages[*]}"
         # A broken source that has nothing to do with these packages is no reason to stop; the installation decides.
-        apt-get update -qq || true
+        apt-get update -qq || echo "setup: apt-get update failed; going on with the lists that are there" >&2
         DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}" </dev/null
     else
         fail "missing, by the names of their Debian packages: ${packages[*]}" \
             "on Debian or Ubuntu: sudo apt-get install ${packages[*]}"
     fi
-    command -v c++ >/dev/null || fail "a C++ compiler is still not found as 'c++'."
+    command -v clang++ >/dev/null || fail "clang++ is still not found; it compiles RocksDB (.cargo/config.toml)."
     has_python || fail "Python 3.10 or newer with venv is needed, but 'python3' is $(python3 --version 2>&1)."
     has_libclang || fail "libclang is still not found; set LIBCLANG_PATH to the folder that holds it."
 }

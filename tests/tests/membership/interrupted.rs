@@ -9,7 +9,6 @@ use holdfast_tests::fixture::cluster::SOON;
 use holdfast_tests::fixture::{Cluster, until};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
-use tokio::time::sleep;
 
 use self::stand_in::StandIn;
 use crate::{ask, load, nothing_was_lost, roles, voters, writes_go_on};
@@ -87,9 +86,9 @@ async fn a_leader_killed_at_any_moment_of_a_replacement_leaves_nothing_behind() 
             });
             // It may be over before anybody sees it.
             let _ = tokio::time::timeout(Duration::from_secs(4), added).await;
-            sleep(Duration::from_millis(random.random_range(0..1_000))).await;
+            writes_go_on(&load, random.random_range(0..500)).await?;
         } else {
-            sleep(Duration::from_millis(random.random_range(0..2_500))).await;
+            writes_go_on(&load, random.random_range(0..1_500)).await?;
         }
         let leader = cluster.leader().await?;
         if leader != victim {

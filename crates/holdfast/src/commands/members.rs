@@ -15,7 +15,7 @@ use holdfast_wire::errors::Reason;
 use holdfast_wire::proto::{Member, MemberListResponse};
 use serde::Serialize;
 
-use super::{Client, block_on};
+use super::{Client, ClientArgs, block_on};
 use crate::config::Settings;
 use crate::output::{self, Format};
 
@@ -50,17 +50,35 @@ pub fn run(args: MembersArgs, settings: Settings) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Changes the members and shows what they are then; `what` is what cannot be done if it fails.
-fn change(
-    client: &Client,
-    format: Format,
-    what: &str,
-    ask: impl AsyncFnOnce(Operator) -> Result<MemberListResponse, OperatorError>,
+/// How each of these commands asks, and shows what it is told.
+#[derive(Debug, Args)]
+struct CallArgs {
+    /// table, or json: {"cluster_id", "leader_id", "node_id_max", "waits_for", "members": [...]}.
+    #[arg(long, short, env = "HOLDFAST_OUTPUT", value_name = "FORMAT", default_value = "table")]
+    output: String,
+
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+/// Asks for `input`, `None` if it is among the mistakes of the command line, and shows the members as they are then.
+///
+/// `what` says what cannot be done if it fails.
+fn change<T>(
+    call: &CallArgs,
+    mut settings: Settings,
+    input: Option<T>,
+    what: impl FnOnce(&T) -> String,
+    ask: impl AsyncFnOnce(Operator, T) -> Result<MemberListResponse, OperatorError>,
 ) -> anyhow::Result<ExitCode> {
+    let format = settings.read("output", &call.output, Format::parse);
+    let client = call.client.read(&mut settings);
+    let ((input, format), client) = settings.finish(input.zip(format).zip(client))?;
     client.common.start_logging();
+    let what = what(&input);
     let members = block_on(async {
-        let answer = ask(Operator::new(client.endpoints.clone(), client.timeout)).await;
-        answer.map_err(|error| failed(&error, what, client))
+        let answer = ask(Operator::new(client.endpoints.clone(), client.timeout), input).await;
+        answer.map_err(|error| failed(&error, &what, &client))
     })?;
     show(&members, format)?;
     Ok(ExitCode::SUCCESS)

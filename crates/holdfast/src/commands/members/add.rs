@@ -4,10 +4,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::change;
-use crate::commands::ClientArgs;
+use super::{CallArgs, change};
 use crate::config::{Settings, parse};
-use crate::output::Format;
 
 /// Adds an empty replica as a learner: it gets the log and serves streams, but has no vote.
 ///
@@ -20,22 +18,18 @@ pub struct AddArgs {
     #[arg(value_name = "NAME=HOST:PORT")]
     replica: String,
 
-    /// table, or json: the members afterwards, as `holdfast members list`.
-    #[arg(long, short, env = "HOLDFAST_OUTPUT", value_name = "FORMAT", default_value = "table")]
-    output: String,
-
     #[command(flatten)]
-    client: ClientArgs,
+    call: CallArgs,
 }
 
 /// Runs the command.
 pub fn run(args: AddArgs, mut settings: Settings) -> anyhow::Result<ExitCode> {
     let replica = settings.read("NAME=HOST:PORT", &args.replica, parse::peer);
-    let format = settings.read("output", &args.output, Format::parse);
-    let client = args.client.read(&mut settings);
-    let ((replica, format), client) = settings.finish(replica.zip(format).zip(client))?;
-    let what = format!("{} cannot be added", replica.name);
-    change(&client, format, &what, async |operator| {
-        operator.add(&replica.name, &replica.address).await
-    })
+    change(
+        &args.call,
+        settings,
+        replica,
+        |replica| format!("{} cannot be added", replica.name),
+        async |operator, replica| operator.add(&replica.name, &replica.address).await,
+    )
 }

@@ -4,10 +4,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::change;
-use crate::commands::ClientArgs;
+use super::{CallArgs, change};
 use crate::config::Settings;
-use crate::output::Format;
 
 /// Takes members away, all of them in one change. Refused if the others would be no quorum.
 ///
@@ -19,21 +17,17 @@ pub struct RemoveArgs {
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
 
-    /// table, or json: the members afterwards, as `holdfast members list`.
-    #[arg(long, short, env = "HOLDFAST_OUTPUT", value_name = "FORMAT", default_value = "table")]
-    output: String,
-
     #[command(flatten)]
-    client: ClientArgs,
+    call: CallArgs,
 }
 
 /// Runs the command.
-pub fn run(args: RemoveArgs, mut settings: Settings) -> anyhow::Result<ExitCode> {
-    let format = settings.read("output", &args.output, Format::parse);
-    let client = args.client.read(&mut settings);
-    let (format, client) = settings.finish(format.zip(client))?;
-    let what = format!("{} cannot be removed", args.names.join(", "));
-    change(&client, format, &what, async |operator| {
-        operator.remove(&args.names).await
-    })
+pub fn run(args: RemoveArgs, settings: Settings) -> anyhow::Result<ExitCode> {
+    change(
+        &args.call,
+        settings,
+        Some(args.names),
+        |names| format!("{} cannot be removed", names.join(", ")),
+        async |operator, names| operator.remove(&names).await,
+    )
 }

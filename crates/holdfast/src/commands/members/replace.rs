@@ -4,10 +4,8 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::change;
-use crate::commands::ClientArgs;
+use super::{CallArgs, change};
 use crate::config::Settings;
-use crate::output::Format;
 
 /// Puts an empty replica of the same name in the place of a voter that does not answer.
 ///
@@ -21,21 +19,17 @@ pub struct ReplaceArgs {
     #[arg(value_name = "NAME")]
     name: String,
 
-    /// table, or json: the members afterwards, as `holdfast members list`.
-    #[arg(long, short, env = "HOLDFAST_OUTPUT", value_name = "FORMAT", default_value = "table")]
-    output: String,
-
     #[command(flatten)]
-    client: ClientArgs,
+    call: CallArgs,
 }
 
 /// Runs the command.
-pub fn run(args: ReplaceArgs, mut settings: Settings) -> anyhow::Result<ExitCode> {
-    let format = settings.read("output", &args.output, Format::parse);
-    let client = args.client.read(&mut settings);
-    let (format, client) = settings.finish(format.zip(client))?;
-    let what = format!("{} cannot be replaced", args.name);
-    change(&client, format, &what, async |operator| {
-        operator.replace(&args.name).await
-    })
+pub fn run(args: ReplaceArgs, settings: Settings) -> anyhow::Result<ExitCode> {
+    change(
+        &args.call,
+        settings,
+        Some(args.name),
+        |name| format!("{name} cannot be replaced"),
+        async |operator, name| operator.replace(&name).await,
+    )
 }
