@@ -11,7 +11,8 @@ step "manifests and scripts (pytest)"
 "$HOLDFAST_VENV/bin/python" -m pytest -q -p no:asyncio tests/deploy scripts --ignore tests/deploy/test_command_lines.py
 
 step "build"
-scripts/build.sh
+# With the tests: their features are others than the programs' alone, and half of the crates would be compiled twice.
+scripts/build.sh --workspace --bins --tests
 
 step "Rust tests"
 if cargo nextest --version >/dev/null 2>&1; then
