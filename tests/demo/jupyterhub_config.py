@@ -44,8 +44,8 @@ c.Spawner.cmd = [sys.executable, "-m", "jupyterhub.singleuser"]
 c.Spawner.args = [f"--config={here / 'jupyter_server_config.py'}"]
 if os.geteuid() == 0:
     c.Spawner.args.append("--allow-root")
-c.Spawner.environment = {"INCIDENT_DIR": str(run_dir)}
-c.Spawner.default_url = "/api/status"
+c.Spawner.environment = {"INCIDENT_DIR": str(run_dir), "PYTHONPATH": str(here)}
+c.Spawner.default_url = "/welcome"
 # A request to start a server is answered at once, not when the server runs.
 c.JupyterHub.tornado_settings = {"slow_spawn_timeout": 0}
 c.Spawner.start_timeout = 120

@@ -56,8 +56,12 @@ async fn a_learner_that_was_added_but_not_told_is_told_by_the_next_leader() -> R
     })
     .await?;
     cluster.replicas[victim].process.start()?;
-    let now = voters(&cluster, &["r0", "r1", "r2"]).await?;
-    ensure!(now.contains(&(5, name)), "{now:?}");
+    until(format!("{name} is a voter under its new id"), SOON, async || {
+        let now = roles(&cluster).await?.0;
+        ensure!(now.len() == 3 && now.contains(&(5, name.clone())), "{now:?}");
+        Ok(())
+    })
+    .await?;
     cluster.ready().await?;
     nothing_was_lost(&cluster, load).await?;
     cluster.finish().await
