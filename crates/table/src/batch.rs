@@ -122,12 +122,17 @@ impl Batch {
                 });
             }
         }
-        Ok(Batch {
+        Ok(Batch::known(namespace, changes, preconditions))
+    }
+
+    /// A batch that was [checked](Self::new) when it was written, and comes from the log.
+    pub fn known(namespace: Namespace, changes: Vec<Change>, preconditions: Vec<Precondition>) -> Self {
+        Batch {
             namespace,
             changes,
             preconditions,
             hub: None,
-        })
+        }
     }
 
     /// The same batch, refused once a newer hub has taken the namespace over.

@@ -42,18 +42,24 @@ impl History {
         history
     }
 
-    /// Notes what a batch changed; `before` is the table that it was applied to. Returns the deletions it forgot for it.
-    pub fn record(&mut self, before: &Table, delta: &Delta) -> Vec<RouteKey> {
+    /// Notes what a batch changed, and the versions that are no more because of it. Returns the deletions that are no longer
+    /// remembered: those of routes that are back, and the oldest beyond the bound.
+    pub fn record(&mut self, delta: &Delta, replaced: &[Arc<Entry>]) -> Vec<RouteKey> {
+        let mut forgotten = Vec::new();
+        for entry in replaced {
+            self.puts.remove(&(entry.modified, entry.route.spec.key().clone()));
+        }
         for spec in &delta.deletes {
-            self.forget(before, spec.key());
             self.bury(spec.clone(), delta.to);
         }
         for entry in &delta.puts {
             let key = entry.route.spec.key();
-            self.forget(before, key);
+            if let Some(revision) = self.deleted_at.remove(key) {
+                self.deletes.remove(&(revision, key.clone()));
+                forgotten.push(key.clone());
+            }
             self.puts.insert((entry.modified, key.clone()), entry.clone());
         }
-        let mut forgotten = Vec::new();
         while self.deletes.len() > TOMBSTONES_MAX
             && let Some(((revision, key), _)) = self.deletes.get_min().cloned()
         {
@@ -114,14 +120,5 @@ impl History {
         let key = spec.key().clone();
         self.deleted_at.insert(key.clone(), revision);
         self.deletes.insert((revision, key), spec);
-    }
-
-    fn forget(&mut self, before: &Table, key: &RouteKey) {
-        if let Some(entry) = before.get(key) {
-            self.puts.remove(&(entry.modified, key.clone()));
-        }
-        if let Some(revision) = self.deleted_at.remove(key) {
-            self.deletes.remove(&(revision, key.clone()));
-        }
     }
 }

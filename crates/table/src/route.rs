@@ -2,7 +2,7 @@
 
 use std::borrow::Borrow;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use crate::path::{Host, PathError, RequestPath};
 
@@ -175,46 +175,52 @@ impl Target {
         if text.bytes().any(|b| b <= 0x20 || b == 0x7f || b == b'\\') {
             return Err(refuse("must have no spaces, control characters or backslashes".into()));
         }
-        let what = "must be an http://, https:// or http+unix:// URL";
-        let (scheme, rest) = text.split_once("://").ok_or_else(|| refuse(what.into()))?;
-        let authority_start = text.len() - rest.len();
-        let scheme = match scheme.to_ascii_lowercase().as_str() {
-            "http" => Scheme::Http,
-            "https" => Scheme::Https,
-            "http+unix" | "unix+http" => Scheme::HttpUnix,
-            _ => return Err(refuse(what.into())),
-        };
-        if rest.contains('#') {
+        let target = Target::split(text)?;
+        if text.contains('#') {
             return Err(refuse("must have no fragment".into()));
         }
-        let authority_end = authority_start + rest.find(['/', '?']).unwrap_or(rest.len());
-        let path_end = authority_start + rest.find('?').unwrap_or(rest.len());
-        let authority = &text[authority_start..authority_end];
-        if authority.contains('@') {
+        if target.authority().contains('@') {
             return Err(refuse("must have no user name or password".into()));
         }
         url::Url::parse(text).map_err(|error| refuse(format!("is not a URL: {error}")))?;
-        let offset = |at: usize| u16::try_from(at).unwrap_or(u16::MAX);
-        let target = Target {
-            text: text.into(),
-            scheme,
-            authority_start: offset(authority_start),
-            authority_end: offset(authority_end),
-            path_end: offset(path_end),
-        };
-        match scheme {
+        match target.scheme {
             Scheme::HttpUnix => match target.socket_path() {
                 Some(path) if path.starts_with('/') && !path.contains('\0') => Ok(target),
                 _ => Err(refuse(
                     "must carry an absolute socket path, percent-encoded: http+unix://%2Frun%2Fx.sock".into(),
                 )),
             },
-            _ => match Host::parse(authority) {
+            _ => match Host::parse(target.authority()) {
                 Ok(_) if target.port() != Some(0) => Ok(target),
                 Ok(_) => Err(refuse("must have a port from 1 to 65535".into())),
                 Err(error) => Err(refuse(error.to_string())),
             },
         }
+    }
+
+    /// Finds the parts of a URL without looking into them.
+    fn split(text: &str) -> Result<Self, FieldError> {
+        let refuse = || FieldError::new("target", text, "must be an http://, https:// or http+unix:// URL");
+        let (scheme, rest) = text.split_once("://").ok_or_else(refuse)?;
+        let authority_start = text.len() - rest.len();
+        let scheme = match scheme {
+            _ if scheme.eq_ignore_ascii_case("http") => Scheme::Http,
+            _ if scheme.eq_ignore_ascii_case("https") => Scheme::Https,
+            _ if scheme.eq_ignore_ascii_case("http+unix") || scheme.eq_ignore_ascii_case("unix+http") => {
+                Scheme::HttpUnix
+            }
+            _ => return Err(refuse()),
+        };
+        let authority_end = authority_start + rest.find(['/', '?']).unwrap_or(rest.len());
+        let path_end = authority_start + rest.find('?').unwrap_or(rest.len());
+        let offset = |at: usize| u16::try_from(at).map_err(|_| refuse());
+        Ok(Target {
+            text: text.into(),
+            scheme,
+            authority_start: offset(authority_start)?,
+            authority_end: offset(authority_end)?,
+            path_end: offset(path_end)?,
+        })
     }
 
     /// The hub's own spelling.
@@ -327,7 +333,8 @@ impl Data {
 
 impl Default for Data {
     fn default() -> Self {
-        Data("{}".into())
+        static EMPTY: LazyLock<Arc<str>> = LazyLock::new(|| "{}".into());
+        Data(EMPTY.clone())
     }
 }
 
@@ -342,7 +349,7 @@ impl Namespace {
     /// [`FieldError`] on `namespace`: only letters, digits, `.`, `_` and `-`, at most [`NAMESPACE_BYTES_MAX`] bytes.
     pub fn parse(text: &str) -> Result<Self, FieldError> {
         let refuse = |problem: String| FieldError::new("namespace", text, problem);
-        if text.is_empty() {
+        if text.is_empty() || text == "default" {
             return Ok(Namespace::default());
         }
         if text.len() > NAMESPACE_BYTES_MAX {
@@ -365,7 +372,8 @@ impl Namespace {
 
 impl Default for Namespace {
     fn default() -> Self {
-        Namespace("default".into())
+        static DEFAULT: LazyLock<Arc<str>> = LazyLock::new(|| "default".into());
+        Namespace(DEFAULT.clone())
     }
 }
 
@@ -398,6 +406,23 @@ impl Route {
             spec: RouteSpec::parse(spec)?,
             target: Target::parse(target)?,
             data: Data::parse(data)?,
+            namespace: Namespace::parse(namespace)?,
+        })
+    }
+
+    /// A route that was [parsed](Self::parse) when it was written, and comes from the log, the disk or a replica: what is
+    /// not needed to take it apart is not checked again.
+    ///
+    /// # Errors
+    /// [`FieldError`]: this never was a route.
+    pub fn known(spec: &str, target: &str, data: &str, namespace: &str) -> Result<Self, FieldError> {
+        Ok(Route {
+            spec: RouteSpec::parse(spec)?,
+            target: Target::split(target)?,
+            data: match data {
+                "" | "{}" => Data::default(),
+                _ => Data(data.into()),
+            },
             namespace: Namespace::parse(namespace)?,
         })
     }

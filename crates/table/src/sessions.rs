@@ -70,10 +70,11 @@ impl Sessions {
 
     /// Keeps the outcome of the session's newest write. Returns the sessions it forgot for it, least recently used first.
     pub fn record(&mut self, id: SessionId, session: Session) -> Vec<SessionId> {
-        self.by_use.insert((session.last_used_index, id), ());
-        if let Some(before) = self.by_id.insert(id, session) {
+        if let Some(before) = self.by_id.get(&id) {
             self.by_use.remove(&(before.last_used_index, id));
         }
+        self.by_use.insert((session.last_used_index, id), ());
+        self.by_id.insert(id, session);
         let mut forgotten = Vec::new();
         while self.by_id.len() > SESSIONS_MAX
             && let Some(((index, oldest), ())) = self.by_use.get_min().cloned()
@@ -137,10 +138,12 @@ mod tests {
             id(1),
             Session {
                 sequence: 4,
-                last_used_index: 9,
+                // Two writes of one session can be in one log entry.
+                last_used_index: 7,
                 outcome: written(5),
             },
         );
+        assert_eq!(sessions.iter().count(), 1);
         assert_eq!(
             sessions.admit(&id(1), 1),
             Admission::Refuse(Rejection::Sequence { last: 4, found: 1 })
@@ -178,6 +181,7 @@ mod tests {
             },
         );
         assert_eq!(sessions.len(), SESSIONS_MAX);
+        assert_eq!(sessions.iter().count(), SESSIONS_MAX);
         assert_eq!(sessions.admit(&id(1), 2), Admission::Refuse(Rejection::SessionExpired));
         assert_eq!(sessions.admit(&id(0), 3), Admission::New);
     }

@@ -159,20 +159,22 @@ impl State {
                 }
             }
         }
-        let before = self.table.clone();
         let fenced = self.fence(&command.batch);
-        let applied = fenced.and_then(|()| self.table.apply(&command.batch));
+        let applied = fenced.and_then(|()| self.table.replace(&command.batch));
         let result = match &applied {
-            Ok(delta) => Ok(Written {
+            Ok((delta, _)) => Ok(Written {
                 revision: delta.to,
                 changed: !delta.is_empty(),
             }),
             Err(rejection) => Err(rejection.clone()),
         };
-        let delta = applied.ok().filter(|delta| !delta.is_empty());
-        if let Some(delta) = &delta {
-            forgotten.tombstones = self.history.record(&before, delta);
-        }
+        let delta = match applied {
+            Ok((delta, replaced)) if !delta.is_empty() => {
+                forgotten.tombstones = self.history.record(&delta, &replaced);
+                Some(delta)
+            }
+            _ => None,
+        };
         if let Some((id, sequence)) = command.session {
             let session = Session {
                 sequence,

@@ -145,6 +145,11 @@ impl Table {
     /// # Errors
     /// [`Rejection`]: the table is unchanged.
     pub fn apply(&mut self, batch: &Batch) -> Result<Delta, Rejection> {
+        self.replace(batch).map(|(delta, _)| delta)
+    }
+
+    /// [`apply`](Self::apply); returns the versions that are no more, too.
+    pub(crate) fn replace(&mut self, batch: &Batch) -> Result<(Delta, Vec<Arc<Entry>>), Rejection> {
         self.check(batch)?;
         let from = self.revision;
         let to = from.next();
@@ -154,6 +159,7 @@ impl Table {
             puts: Vec::new(),
             deletes: Vec::new(),
         };
+        let mut replaced = Vec::new();
         for change in batch.changes() {
             let present = self.entries.get(change.key());
             match change {
@@ -162,13 +168,14 @@ impl Table {
                         route: route.clone(),
                         modified: to,
                     });
-                    self.insert(entry.clone());
+                    replaced.extend(self.insert(entry.clone()));
                     delta.puts.push(entry);
                 }
                 Change::Put(_) => {}
                 Change::Delete(spec) => {
                     if let Some(entry) = self.remove(spec.key()) {
                         delta.deletes.push(entry.route.spec.clone());
+                        replaced.push(entry);
                     }
                 }
             }
@@ -177,7 +184,7 @@ impl Table {
             delta.to = from;
         }
         self.revision = delta.to;
-        Ok(delta)
+        Ok((delta, replaced))
     }
 
     /// True if [`apply`](Self::apply) would succeed and change nothing: then the batch needs no log entry.
@@ -250,13 +257,15 @@ impl Table {
         Ok(())
     }
 
-    fn insert(&mut self, entry: Arc<Entry>) {
+    fn insert(&mut self, entry: Arc<Entry>) -> Option<Arc<Entry>> {
         let key = entry.route.spec.key().clone();
         self.digest.add(&entry);
-        match self.entries.insert(key.clone(), entry) {
-            Some(replaced) => self.digest.remove(&replaced),
+        let replaced = self.entries.insert(key.clone(), entry);
+        match &replaced {
+            Some(replaced) => self.digest.remove(replaced),
             None => *self.depths(&key).entry(key.depth()).or_insert(0) += 1,
         }
+        replaced
     }
 
     fn remove(&mut self, key: &RouteKey) -> Option<Arc<Entry>> {

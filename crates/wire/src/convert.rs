@@ -34,15 +34,20 @@ impl TryFrom<&proto::Route> for Route {
     }
 }
 
+/// An entry comes from a replica or its disk, and was checked when it was written.
 impl TryFrom<&proto::Route> for Entry {
     type Error = FieldError;
 
     fn try_from(route: &proto::Route) -> Result<Self, FieldError> {
         Ok(Entry {
-            route: route.try_into()?,
+            route: known_route(route)?,
             modified: Revision(route.mod_revision),
         })
     }
+}
+
+fn known_route(route: &proto::Route) -> Result<Route, FieldError> {
+    Route::known(&route.routespec, &route.target, &route.data, &route.namespace)
 }
 
 impl From<&Route> for proto::Route {
@@ -107,31 +112,56 @@ impl TryFrom<&proto::WriteRequest> for Command {
         if request.changes.len() > holdfast_table::batch::CHANGES_MAX {
             return Err(BatchError::TooManyChanges(request.changes.len()).into());
         }
-        let namespace = Namespace::parse(&request.namespace)?;
-        let changes = request
-            .changes
-            .iter()
-            .map(|change| change_in(change, &namespace))
-            .collect::<Result<_, _>>()?;
-        let preconditions = request
-            .preconditions
-            .iter()
-            .map(precondition_in)
-            .collect::<Result<_, _>>()?;
-        let session = match request.session.len() {
-            0 => None,
-            _ => Some((id_in("session", &request.session)?, request.sequence)),
-        };
-        if session.is_some_and(|(_, sequence)| sequence == 0) {
-            return Err(FieldError::new("sequence", "0", "must be 1 or more in a session").into());
-        }
-        let batch = Batch::new(namespace, changes, preconditions)?;
-        let batch = match request.hub_epoch {
-            0 => batch,
-            epoch => batch.by_hub(HubEpoch(epoch)),
-        };
-        Ok(Command { batch, session })
+        command_in(request, |route| Route::try_from(route), Batch::new)
     }
+}
+
+/// A command from the log, which was checked when it was written.
+///
+/// # Errors
+/// [`ConvertError`]: this never was a command.
+pub fn known_command(request: &proto::WriteRequest) -> Result<Command, ConvertError> {
+    command_in(request, known_route, |namespace, changes, preconditions| {
+        Ok(Batch::known(namespace, changes, preconditions))
+    })
+}
+
+fn command_in(
+    request: &proto::WriteRequest,
+    route_in: impl Fn(&proto::Route) -> Result<Route, FieldError>,
+    batch_in: impl Fn(Namespace, Vec<Change>, Vec<Precondition>) -> Result<Batch, BatchError>,
+) -> Result<Command, ConvertError> {
+    let namespace = Namespace::parse(&request.namespace)?;
+    let mut changes = Vec::with_capacity(request.changes.len());
+    for change in &request.changes {
+        changes.push(
+            match change.change.as_ref().ok_or(ConvertError::Missing("changes.change"))? {
+                proto::change::Change::Put(put) => {
+                    let mut route = route_in(put)?;
+                    // Named or not, all routes of a batch share it.
+                    if put.namespace.is_empty() || route.namespace == namespace {
+                        route.namespace = namespace.clone();
+                    }
+                    Change::Put(route)
+                }
+                proto::change::Change::Delete(spec) => Change::Delete(RouteSpec::parse(spec)?),
+            },
+        );
+    }
+    let preconditions = request.preconditions.iter().map(precondition_in);
+    let session = match request.session.len() {
+        0 => None,
+        _ => Some((id_in("session", &request.session)?, request.sequence)),
+    };
+    if session.is_some_and(|(_, sequence)| sequence == 0) {
+        return Err(FieldError::new("sequence", "0", "must be 1 or more in a session").into());
+    }
+    let batch = batch_in(namespace, changes, preconditions.collect::<Result<_, _>>()?)?;
+    let batch = match request.hub_epoch {
+        0 => batch,
+        epoch => batch.by_hub(HubEpoch(epoch)),
+    };
+    Ok(Command { batch, session })
 }
 
 /// The namespace to be opened, and by whom.
@@ -147,19 +177,6 @@ fn id_in(field: &'static str, bytes: &[u8]) -> Result<[u8; 16], FieldError> {
     bytes
         .try_into()
         .map_err(|_| FieldError::new(field, &format!("{} bytes", bytes.len()), "must be 16 random bytes"))
-}
-
-fn change_in(change: &proto::Change, namespace: &Namespace) -> Result<Change, ConvertError> {
-    match change.change.as_ref().ok_or(ConvertError::Missing("changes.change"))? {
-        proto::change::Change::Put(put) => {
-            let mut route = Route::try_from(put)?;
-            if put.namespace.is_empty() {
-                route.namespace = namespace.clone();
-            }
-            Ok(Change::Put(route))
-        }
-        proto::change::Change::Delete(spec) => Ok(Change::Delete(RouteSpec::parse(spec)?)),
-    }
 }
 
 fn precondition_in(precondition: &proto::Precondition) -> Result<Precondition, ConvertError> {
