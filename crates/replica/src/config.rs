@@ -5,6 +5,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::storage::probe;
+
 /// Where a replica listens for its peers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerAddress {
@@ -21,8 +23,9 @@ pub struct ClusterConfig {
     pub peers: Vec<PeerAddress>,
     /// How often a leader is heard.
     pub heartbeat: Duration,
-    /// A follower without leader asks for votes after the end plus a random time from the range.
-    pub election_timeout: Range<Duration>,
+    /// A follower without leader asks for votes after the end plus a random time from the range. `None`: as this replica's
+    /// disk allows.
+    pub election_timeout: Option<Range<Duration>>,
     /// The leader by itself replaces a replica that lost its disk, and adds configured peers that are no members.
     pub auto_replace: bool,
 }
@@ -32,6 +35,17 @@ impl ClusterConfig {
     pub const HEARTBEAT: Duration = Duration::from_millis(50);
     /// Likewise.
     pub const ELECTION_TIMEOUT: Range<Duration> = Duration::from_millis(120)..Duration::from_millis(200);
+    /// For a disk that is slower. The heartbeat stays: a replica that waits longer gets on with others that do not.
+    pub const ELECTION_TIMEOUT_SLOW: Range<Duration> = Duration::from_millis(1_000)..Duration::from_millis(1_500);
+
+    /// The election timeout of a replica whose disk takes so long to sync.
+    pub fn election_timeout(&self, sync: Duration) -> Range<Duration> {
+        match &self.election_timeout {
+            Some(given) => given.clone(),
+            None if sync >= probe::SLOW => Self::ELECTION_TIMEOUT_SLOW,
+            None => Self::ELECTION_TIMEOUT,
+        }
+    }
 }
 
 /// One replica.
@@ -112,7 +126,7 @@ impl ReplicaConfig {
         if let Some(address) = self.advertise_client.as_ref().filter(|address| !is_host_port(address)) {
             wrong("advertise-client", address.clone(), "must be host:port");
         }
-        let Range { start, end } = self.cluster.election_timeout;
+        let Range { start, end } = self.cluster.election_timeout(Duration::ZERO);
         let range = || format!("{start:?}..{end:?}");
         if self.cluster.heartbeat < Duration::from_millis(5) {
             wrong(
@@ -154,7 +168,7 @@ mod tests {
             cluster: ClusterConfig {
                 peers,
                 heartbeat: ClusterConfig::HEARTBEAT,
-                election_timeout: ClusterConfig::ELECTION_TIMEOUT,
+                election_timeout: None,
                 auto_replace: true,
             },
             name: name.into(),
@@ -164,6 +178,22 @@ mod tests {
             listen_admin: None,
             advertise_client: None,
         }
+    }
+
+    #[test]
+    fn a_slow_disk_is_given_time_unless_told_otherwise() {
+        let mut cluster = config(&[("r0", "a:1")], "r0").cluster;
+        assert_eq!(
+            cluster.election_timeout(Duration::from_millis(2)),
+            ClusterConfig::ELECTION_TIMEOUT
+        );
+        assert_eq!(
+            cluster.election_timeout(probe::SLOW),
+            ClusterConfig::ELECTION_TIMEOUT_SLOW
+        );
+        let given = Duration::from_millis(300)..Duration::from_millis(500);
+        cluster.election_timeout = Some(given.clone());
+        assert_eq!(cluster.election_timeout(probe::SLOW), given);
     }
 
     #[test]

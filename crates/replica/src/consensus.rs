@@ -3,6 +3,7 @@
 pub mod bootstrap;
 pub mod membership;
 pub mod network;
+mod proposals;
 pub mod types;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -15,7 +16,7 @@ use holdfast_table::{Command, HubEpoch, Rejection, State, Written};
 use holdfast_wire::proto;
 use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver as _;
-use openraft::error::{ClientWriteError, ForwardToLeader, LinearizableReadError, RaftError};
+use openraft::error::{ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::{Config, RaftMetrics, ReadPolicy, ServerState, SnapshotPolicy};
 use prost::Message as _;
 use tokio::sync::watch;
@@ -27,7 +28,8 @@ use crate::storage::identity::Identity;
 use crate::storage::log::LogStore;
 use crate::storage::state_machine::{Position, Published, StateMachine};
 use network::{Network, lazy_channel, raft_client};
-use types::{Applied, LogId, Node, Proposal, TypeConfig, log_id_out};
+use proposals::Proposals;
+use types::{Answer, LogId, Node, TypeConfig, log_id_out};
 
 pub type Raft = openraft::Raft<TypeConfig, StateMachine>;
 
@@ -42,6 +44,7 @@ const LAG_MAX: u64 = 60_000;
 pub struct Consensus {
     /// For the service that peers call, and for nobody else.
     pub raft: Raft,
+    proposals: Proposals,
     identity: Arc<Identity>,
     network: Network,
     published: Published,
@@ -75,15 +78,17 @@ pub enum ProposeError {
 pub struct ReadUnavailable;
 
 impl Consensus {
-    /// Starts openraft on an opened log and state machine, in the name of `identity`.
+    /// Starts openraft on an opened log and state machine, in the name of `identity`. `disk_sync` is how long its disk takes
+    /// to sync.
     pub async fn start(
         cluster: &ClusterConfig,
+        disk_sync: Duration,
         identity: Identity,
         log: LogStore,
         machine: StateMachine,
         published: Published,
     ) -> io::Result<Self> {
-        let config = config(cluster, &identity.cluster_id)
+        let config = config(cluster, disk_sync, &identity.cluster_id)
             .validate()
             .map_err(io::Error::other)?;
         let network = Network::new(&identity.cluster_id, identity.node_id);
@@ -91,6 +96,7 @@ impl Consensus {
             .await
             .map_err(io::Error::other)?;
         Ok(Consensus {
+            proposals: Proposals::start(raft.clone()),
             raft,
             identity: Arc::new(identity),
             network,
@@ -244,9 +250,9 @@ impl Consensus {
                 return Ok(answer?);
             }
         }
-        match self.log(entry, deadline).await? {
-            Applied::Write(result) => Ok(result?),
-            Applied::Hub(_) | Applied::Nothing => Err(ProposeError::Unknown),
+        match self.proposals.decide(entry.encode_to_vec().into(), deadline).await? {
+            Answer::Write(result) => Ok(result?),
+            Answer::Hub(_) => Err(ProposeError::Unknown),
         }
     }
 
@@ -256,9 +262,9 @@ impl Consensus {
     /// [`ProposeError`]; after `Unknown` the same call gives the same epoch.
     pub async fn open_hub(&self, entry: &proto::Command, deadline: Instant) -> Result<HubEpoch, ProposeError> {
         self.released(deadline).await?;
-        match self.log(entry, deadline).await? {
-            Applied::Hub(result) => Ok(result?),
-            Applied::Write(_) | Applied::Nothing => Err(ProposeError::Unknown),
+        match self.proposals.decide(entry.encode_to_vec().into(), deadline).await? {
+            Answer::Hub(result) => Ok(result?),
+            Answer::Write(_) => Err(ProposeError::Unknown),
         }
     }
 
@@ -271,16 +277,6 @@ impl Consensus {
         match timeout_at(deadline, held.wait_for(|held| !held)).await {
             Ok(_) => Ok(()),
             Err(_) => Err(ProposeError::NotLeader),
-        }
-    }
-
-    async fn log(&self, entry: &proto::Command, deadline: Instant) -> Result<Applied, ProposeError> {
-        let proposal = Proposal(entry.encode_to_vec().into());
-        match timeout_at(deadline, self.raft.client_write(proposal)).await {
-            Ok(Ok(response)) => Ok(response.data),
-            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => Err(ProposeError::NotLeader),
-            // Discarded by another leader's log, a storage error or a stop: it may have reached a quorum before.
-            Ok(Err(_)) | Err(_) => Err(ProposeError::Unknown),
         }
     }
 
@@ -462,13 +458,14 @@ fn successor(metrics: &RaftMetrics<TypeConfig>, candidates: &BTreeSet<u64>) -> O
     others.max_by_key(|id| replication.get(id).copied().flatten())
 }
 
-fn config(cluster: &ClusterConfig, cluster_id: &str) -> Config {
+fn config(cluster: &ClusterConfig, disk_sync: Duration, cluster_id: &str) -> Config {
     let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    let election_max = millis(cluster.election_timeout.end);
+    let election_timeout = cluster.election_timeout(disk_sync);
+    let election_max = millis(election_timeout.end);
     Config {
         cluster_name: cluster_id.to_owned(),
         heartbeat_interval: millis(cluster.heartbeat),
-        election_timeout_min: millis(cluster.election_timeout.start),
+        election_timeout_min: millis(election_timeout.start),
         election_timeout_max: election_max,
         enable_pre_vote: Some(true),
         // A leader that hears a bridge but no quorum falls silent now and then, so that the others can elect.

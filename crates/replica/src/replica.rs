@@ -35,7 +35,7 @@ use crate::services::{Admission, Context, admin};
 use crate::storage::identity::Identity;
 use crate::storage::log::LogStore;
 use crate::storage::state_machine::{Published, StateMachine};
-use crate::storage::{OpenError, Store};
+use crate::storage::{OpenError, Store, probe};
 
 /// A write is at most 16 MiB of routes; the rest is framing.
 const WRITE_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -158,11 +158,12 @@ pub enum RunError {
     Threads(#[source] std::io::Error),
 }
 
-/// The consensus and its peers have threads of their own: a thousand streams on the others delay no heartbeat.
+/// The consensus and its peers have a thread of their own: a thousand streams on the others delay no heartbeat. More would
+/// only hand the same work to each other.
 struct RaftRuntime(Option<Runtime>);
 
 impl RaftRuntime {
-    const THREADS: usize = 2;
+    const THREADS: usize = 1;
 
     fn start() -> Result<Self, RunError> {
         let runtime = Builder::new_multi_thread()
@@ -187,9 +188,21 @@ impl RaftRuntime {
     }
 }
 
+impl RaftRuntime {
+    /// Waits until nothing of it runs: a thread that still uses the database while the process ends would crash it.
+    async fn stop(mut self) {
+        const PATIENCE: Duration = Duration::from_secs(5);
+        if let Some(runtime) = self.0.take()
+            && let Err(error) = tokio::task::spawn_blocking(move || runtime.shutdown_timeout(PATIENCE)).await
+        {
+            tracing::error!(%error, "the threads of the consensus did not end");
+        }
+    }
+}
+
 impl Drop for RaftRuntime {
     fn drop(&mut self) {
-        // Everything on it has been waited for or is not worth waiting for; and an async caller must not block.
+        // Only a caller that did not wait for the end comes here; an async one must not block.
         if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
         }
@@ -225,12 +238,17 @@ impl ReplicaConfig {
             None => None,
         };
         let store = Store::open(&self.data_dir)?;
-        let identity = store.identity(&self.name)?;
-        let (machine, published) = StateMachine::open(store.clone())?;
         let failed = |source| BuildError::Log {
             data_dir: self.data_dir.clone(),
             source,
         };
+        let disk_sync = probe::sync_time(&self.data_dir).map_err(failed)?;
+        if disk_sync >= probe::SLOW {
+            let election_timeout = self.cluster.election_timeout(disk_sync);
+            tracing::warn!(sync = ?disk_sync, ?election_timeout, "the disk is slow: every write waits for it");
+        }
+        let identity = store.identity(&self.name)?;
+        let (machine, published) = StateMachine::open(store.clone())?;
         let log = LogStore::open(store.clone()).map_err(failed)?;
         let advertised = match &self.advertise_client {
             Some(address) => address.clone(),
@@ -239,6 +257,7 @@ impl ReplicaConfig {
         let context = Context {
             introduction: Introduction::new(&self, identity, advertised),
             store,
+            disk_sync,
             consensus: watch::Sender::new(None),
             feed: Arc::new(Feed::default()),
             metrics: Metrics::default(),
@@ -306,7 +325,14 @@ impl Replica {
             let record = async move { tape.feed.tape.record(recorded).await };
             context.streams.spawn(until(context.stopping.clone(), record));
             let consensus = raft
-                .run(start(config.clone(), identity, log, machine, published))
+                .run(start(
+                    config.clone(),
+                    context.disk_sync,
+                    identity,
+                    log,
+                    machine,
+                    published,
+                ))
                 .await?;
             context.consensus.send_replace(Some(consensus.clone()));
             tokio::select! {
@@ -327,6 +353,7 @@ impl Replica {
         drain(&context, tasks).await;
         // Peers hold their streams open for as long as there is a listener, and need no goodbye.
         peers.shutdown().await;
+        raft.stop().await;
         ended
     }
 }
@@ -430,6 +457,7 @@ fn early(ended: Result<Result<(), RunError>, tokio::task::JoinError>) -> RunErro
 
 async fn start(
     config: ReplicaConfig,
+    disk_sync: Duration,
     identity: Identity,
     log: LogStore,
     machine: StateMachine,
@@ -446,7 +474,7 @@ async fn start(
         node_id = identity.node_id,
         "member of a cluster"
     );
-    let consensus = Consensus::start(&config.cluster, identity, log, machine, published)
+    let consensus = Consensus::start(&config.cluster, disk_sync, identity, log, machine, published)
         .await
         .map_err(failed)?;
     if leads_first_start {

@@ -37,6 +37,8 @@ pub struct Context {
     pub introduction: Introduction,
     /// Its disk.
     pub store: Store,
+    /// How long that took to sync when the replica started.
+    pub disk_sync: Duration,
     /// Set once the replica is a member of a cluster.
     pub consensus: watch::Sender<Option<Consensus>>,
     /// Its subscribers.

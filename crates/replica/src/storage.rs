@@ -8,6 +8,7 @@ pub mod identity;
 pub(crate) mod keys;
 pub mod log;
 pub mod offline;
+pub mod probe;
 mod rocks;
 pub mod snapshot;
 pub mod state_machine;

@@ -1,6 +1,8 @@
 //! `holdfast replica`: one member of the cluster.
 
+use std::ops::Range;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use holdfast_replica::{ClusterConfig, ConfigError, ReplicaConfig};
@@ -72,13 +74,9 @@ pub struct ReplicaArgs {
 
     /// How long a replica hears nothing from a leader before it asks for an election: a random time in this range, so
     /// that not all ask at once. The same on all replicas.
-    #[arg(
-        long,
-        env = "HOLDFAST_ELECTION_TIMEOUT",
-        value_name = "FROM..TO",
-        default_value = "120ms..200ms"
-    )]
-    election_timeout: String,
+    /// [default: 120ms..200ms; 1s..1500ms for a replica whose disk takes 20ms or more to sync when it starts]
+    #[arg(long, env = "HOLDFAST_ELECTION_TIMEOUT", value_name = "FROM..TO")]
+    election_timeout: Option<String>,
 
     /// Whether this replica, when it leads, by itself replaces a replica that lost its disk, and adds those of --peers
     /// that are no members: true or false. The same on all replicas. With false it is `holdfast members` that does it.
@@ -184,15 +182,20 @@ fn read(args: &ReplicaArgs, settings: &mut Settings) -> Result<(ReplicaConfig, C
     }
 
     let heartbeat = settings.read("heartbeat", &args.heartbeat, parse::positive_duration);
-    let election_timeout = settings.read("election-timeout", &args.election_timeout, parse::duration_range);
-    if let (Some(heartbeat), Some(election)) = (heartbeat, &election_timeout)
-        && heartbeat * 2 > election.start
+    let given = args.election_timeout.as_deref();
+    let election_timeout = settings.read_optional("election-timeout", given, parse::duration_range);
+    let shortest = |given: &Option<Range<Duration>>| {
+        let timeout = given.as_ref().unwrap_or(&ClusterConfig::ELECTION_TIMEOUT);
+        timeout.start
+    };
+    if let (Some(heartbeat), Some(shortest)) = (heartbeat, election_timeout.as_ref().map(shortest))
+        && heartbeat * 2 > shortest
     {
         let problem = format!(
             "--heartbeat is {}: one lost heartbeat would mean an election. Give at least twice that",
             args.heartbeat
         );
-        settings.refuse("election-timeout", &args.election_timeout, &problem);
+        settings.refuse("election-timeout", given.unwrap_or("120ms..200ms"), &problem);
     }
 
     let auto_replace = settings.read("auto-replace", &args.auto_replace, parse::boolean);

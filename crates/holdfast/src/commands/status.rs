@@ -221,6 +221,7 @@ fn note(status: &StatusResponse) -> String {
         return status.problem.clone();
     }
     match (status.ready, status.waiting_for.as_str()) {
+        (true, "") if status.disk_slow => format!("slow disk: {} ms for a sync", status.disk_sync_us / 1000),
         (true, "") => String::new(),
         (false, "") => "not ready".to_owned(),
         (_, waiting_for) => format!("waiting for {waiting_for}"),
@@ -257,6 +258,8 @@ struct ReplicaJson<'a> {
     ready: bool,
     waiting_for: &'a str,
     problem: &'a str,
+    disk_sync_us: u64,
+    disk_slow: bool,
     leader_contact_age_ms: u64,
     members: Vec<MemberJson<'a>>,
 }
@@ -344,6 +347,8 @@ impl<'a> ReplicaJson<'a> {
             ready: status.ready,
             waiting_for: &status.waiting_for,
             problem: &status.problem,
+            disk_sync_us: status.disk_sync_us,
+            disk_slow: status.disk_slow,
             leader_contact_age_ms: status.leader_contact_age_ms,
             members: members.collect(),
         }

@@ -655,4 +655,4 @@ fn change_error(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> C
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -6,6 +6,7 @@ use std::fmt;
 use bytes::Bytes;
 use holdfast_table::{HubEpoch, Rejection, State, Written};
 use holdfast_wire::proto;
+use prost::Message as _;
 
 openraft::declare_raft_types!(
     /// Our choice of types for openraft.
@@ -25,13 +26,20 @@ pub type StoredMembership = openraft::StoredMembership<LeaderId, u64, Node>;
 pub type SnapshotMeta = openraft::SnapshotMeta<LeaderId, u64, Node>;
 pub type Snapshot = openraft::Snapshot<LeaderId, u64, Node, State>;
 
-/// One log entry's content, encoded once by the leader: a protobuf `Command`.
+/// One log entry's content, encoded once by the leader: a protobuf `Group`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Proposal(pub Bytes);
 
+impl Proposal {
+    /// One entry for several commands.
+    pub fn new(commands: Vec<Bytes>) -> Self {
+        Proposal(proto::Group { commands }.encode_to_vec().into())
+    }
+}
+
 impl fmt::Display for Proposal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "command of {} bytes", self.0.len())
+        write!(f, "commands of {} bytes", self.0.len())
     }
 }
 
@@ -41,15 +49,16 @@ impl fmt::Debug for Proposal {
     }
 }
 
-/// What applying an entry answers.
+/// What applying an entry answers: as much as it has commands, none for a blank or membership entry.
+pub type Applied = Vec<Answer>;
+
+/// What applying a command answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Applied {
-    /// A command was decided.
+pub enum Answer {
+    /// A batch was decided.
     Write(Result<Written, Rejection>),
     /// A hub was let in.
     Hub(Result<HubEpoch, Rejection>),
-    /// A blank or membership entry.
-    Nothing,
 }
 
 /// A member's name, addresses and disk, kept in the membership.
@@ -162,7 +171,7 @@ pub fn entry_out(entry: &Entry) -> proto::LogEntry {
     use proto::log_entry::Payload as Out;
     let payload = match &entry.payload {
         Payload::Blank => Out::Blank(proto::Blank {}),
-        Payload::Normal(proposal) => Out::Command(proposal.0.clone()),
+        Payload::Normal(proposal) => Out::Group(proposal.0.clone()),
         Payload::Membership(membership) => Out::Membership(membership_out(membership)),
     };
     proto::LogEntry {
@@ -177,7 +186,7 @@ pub fn entry_in(entry: proto::LogEntry) -> Option<Entry> {
     use proto::log_entry::Payload as In;
     let payload = match entry.payload? {
         In::Blank(_) => Payload::Blank,
-        In::Command(bytes) => Payload::Normal(Proposal(bytes)),
+        In::Group(bytes) => Payload::Normal(Proposal(bytes)),
         In::Membership(membership) => Payload::Membership(membership_in(membership)?),
     };
     Some(Entry {

@@ -48,7 +48,7 @@ fn entry(index: u64) -> Entry {
                 command: Some(Content::Write((&command).into())),
                 time_ms: 0,
             };
-            EntryPayload::Normal(Proposal(message.encode_to_vec().into()))
+            EntryPayload::Normal(Proposal::new(vec![message.encode_to_vec().into()]))
         }
     };
     Entry {

@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status};
 
 use super::backup::BackupStream;
 use super::{Context, members};
+use crate::storage::probe;
 
 /// The service behind `holdfast status`, `members`, `leader` and `backup`.
 #[derive(Clone)]
@@ -78,6 +79,8 @@ pub fn status(context: &Context) -> proto::StatusResponse {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         role: proto::Role::Pristine.into(),
         waiting_for: introduction.waiting_for.borrow().clone(),
+        disk_sync_us: u64::try_from(context.disk_sync.as_micros()).unwrap_or(u64::MAX),
+        disk_slow: context.disk_sync >= probe::SLOW,
         ..Default::default()
     };
     let Some(consensus) = context.consensus.borrow().clone() else {

@@ -190,7 +190,7 @@ fn database_options() -> Options {
     options.set_track_and_verify_wals_in_manifest(true);
     options.set_paranoid_checks(true);
     options.set_max_total_wal_size(64 * MIB as u64);
-    options.set_db_write_buffer_size(48 * MIB);
+    options.set_db_write_buffer_size(24 * MIB);
     options.set_max_open_files(128);
     options.set_max_background_jobs(2);
     options.set_keep_log_file_num(3);

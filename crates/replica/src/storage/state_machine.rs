@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use holdfast_table::{Command, Digest, Epoch, HubId, Namespace, Outcome, Revision, State, Table};
-use holdfast_wire::convert::ConvertError;
+use holdfast_wire::convert::{ConvertError, known_command};
 use holdfast_wire::proto;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend};
@@ -20,12 +21,14 @@ use super::disk::{Batch, Family};
 use super::snapshot::{self, Rows};
 use super::{OpenError, Store, corrupt, keys};
 use crate::consensus::types::{
-    Applied, LogId, Proposal, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, log_id_in, log_id_out,
+    Answer, Applied, LogId, Proposal, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, log_id_in, log_id_out,
     stored_membership_in, stored_membership_out,
 };
 
 /// Rows written at once while a snapshot is installed.
 const INSTALL_ROWS: usize = 5_000;
+/// An entry of more bytes is applied beside the other tasks of its thread: they keep the leader known as alive.
+const BESIDE_BYTES: usize = 256 * 1024;
 
 /// A state and its place in the log.
 #[derive(Clone, Default)]
@@ -189,18 +192,25 @@ impl StateMachine {
         batch.put(Family::Meta, keys::APPLIED, applied.encode_to_vec());
     }
 
-    fn apply_command(&mut self, batch: &mut Batch, index: u64, proposal: &Proposal) -> io::Result<Applied> {
-        match Content::of(index, proposal)? {
+    fn apply_entry(&mut self, batch: &mut Batch, index: u64, proposal: &Proposal) -> io::Result<Applied> {
+        let contents = contents(index, proposal)?.into_iter();
+        Ok(contents
+            .map(|content| self.apply_content(batch, index, content))
+            .collect())
+    }
+
+    fn apply_content(&mut self, batch: &mut Batch, index: u64, content: Content) -> Answer {
+        match content {
             Content::Write(command) => {
                 let outcome = self.position.state.apply(index, &command);
                 if outcome.delta.is_some() {
                     self.note_digest();
                 }
                 self.mirror(batch, &command, &outcome);
-                Ok(Applied::Write(outcome.result))
+                Answer::Write(outcome.result)
             }
             // Its rows are in the header, which is written with the position.
-            Content::OpenHub(namespace, hub) => Ok(Applied::Hub(self.position.state.open_hub(&namespace, hub))),
+            Content::OpenHub(namespace, hub) => Answer::Hub(self.position.state.open_hub(&namespace, hub)),
         }
     }
 
@@ -215,7 +225,6 @@ impl StateMachine {
                     keys::route(generation, key),
                     proto::Route::from(entry.as_ref()).encode_to_vec(),
                 );
-                batch.delete(family, keys::tombstone(generation, key));
             }
             for spec in &delta.deletes {
                 let row = snapshot::tombstone_out(spec.as_str(), delta.to);
@@ -285,33 +294,40 @@ impl StateMachine {
     }
 }
 
-/// What a log entry asks for.
+/// What a command asks for.
 enum Content {
     Write(Command),
     OpenHub(Namespace, HubId),
 }
 
-impl Content {
-    fn of(index: u64, proposal: &Proposal) -> io::Result<Self> {
-        use proto::command::Command as In;
-        let damaged = |problem: String| corrupt(format!("log entry {index}: {problem}"));
-        let unread = |error: ConvertError| damaged(error.to_string());
-        let command = proto::Command::decode(proposal.0.clone()).map_err(|error| damaged(error.to_string()))?;
-        match command.command.ok_or_else(|| damaged("no command in it".into()))? {
-            In::Write(write) => (&write).try_into().map(Content::Write).map_err(unread),
-            In::OpenHub(open) => {
-                let (namespace, hub) = (&open).try_into().map_err(unread)?;
-                Ok(Content::OpenHub(namespace, hub))
-            }
+/// The commands of a log entry, in their order.
+fn contents(index: u64, proposal: &Proposal) -> io::Result<Vec<Content>> {
+    let damaged = |problem: String| corrupt(format!("log entry {index}: {problem}"));
+    let group = proto::Group::decode(proposal.0.clone()).map_err(|error| damaged(error.to_string()))?;
+    let commands = group.commands.into_iter();
+    commands.map(|command| content(command).map_err(&damaged)).collect()
+}
+
+fn content(command: Bytes) -> Result<Content, String> {
+    use proto::command::Command as In;
+    let unread = |error: ConvertError| error.to_string();
+    let command = proto::Command::decode(command).map_err(|error| error.to_string())?;
+    match command.command.ok_or("no command in it")? {
+        In::Write(write) => known_command(&write).map(Content::Write).map_err(unread),
+        In::OpenHub(open) => {
+            let (namespace, hub) = (&open).try_into().map_err(unread)?;
+            Ok(Content::OpenHub(namespace, hub))
         }
     }
 }
 
 /// Applies a log entry to a state that nobody follows.
 pub fn replay(state: &mut State, index: u64, proposal: &Proposal) -> io::Result<()> {
-    match Content::of(index, proposal)? {
-        Content::Write(command) => drop(state.apply(index, &command)),
-        Content::OpenHub(namespace, hub) => drop(state.open_hub(&namespace, hub)),
+    for content in contents(index, proposal)? {
+        match content {
+            Content::Write(command) => drop(state.apply(index, &command)),
+            Content::OpenHub(namespace, hub) => drop(state.open_hub(&namespace, hub)),
+        }
     }
     Ok(())
 }
@@ -391,22 +407,30 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     {
         let mut batch = Batch::default();
         let mut answers = Vec::new();
+        let mut large = false;
         while let Some(item) = entries.next().await {
             let (entry, responder) = item?;
             let answer = match entry.payload {
-                EntryPayload::Blank => Applied::Nothing,
-                EntryPayload::Normal(proposal) => self.apply_command(&mut batch, entry.log_id.index, &proposal)?,
+                EntryPayload::Blank => Applied::new(),
+                EntryPayload::Normal(proposal) if proposal.0.len() > BESIDE_BYTES => {
+                    large = true;
+                    beside(|| self.apply_entry(&mut batch, entry.log_id.index, &proposal))?
+                }
+                EntryPayload::Normal(proposal) => self.apply_entry(&mut batch, entry.log_id.index, &proposal)?,
                 EntryPayload::Membership(membership) => {
                     self.position
                         .join(StoredMembership::new(Some(entry.log_id), membership));
-                    Applied::Nothing
+                    Applied::new()
                 }
             };
             self.position.applied = Some(entry.log_id);
             answers.extend(responder.map(|responder| (responder, answer)));
         }
         self.write_position(&mut batch, &self.position, self.generation);
-        self.store.disk.write(batch)?;
+        match large {
+            true => beside(|| self.store.disk.write(batch))?,
+            false => self.store.disk.write(batch)?,
+        }
         // Seen by everybody before the writer hears of it, so that a writer's next read finds its write.
         self.publish();
         answers
@@ -426,7 +450,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             membership: StoredMembership::default(),
         };
         position.join(meta.last_membership.clone());
-        blocking(|| self.install(position))?;
+        beside(|| self.install(position))?;
         self.note_digest();
         self.publish();
         Ok(())
@@ -441,8 +465,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 }
 
-/// Writes for long, beside the other tasks of this thread where there are other threads for them.
-fn blocking<T>(work: impl FnOnce() -> T) -> T {
+/// Works for long, beside the other tasks of this thread where there are other threads for them.
+fn beside<T>(work: impl FnOnce() -> T) -> T {
     match tokio::runtime::Handle::current().runtime_flavor() {
         RuntimeFlavor::CurrentThread => work(),
         _ => tokio::task::block_in_place(work),

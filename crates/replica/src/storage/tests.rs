@@ -58,7 +58,7 @@ fn entry(index: u64, spec: &str) -> Entry {
     };
     Entry {
         log_id: log_id(index),
-        payload: EntryPayload::Normal(Proposal(message.encode_to_vec().into())),
+        payload: EntryPayload::Normal(Proposal::new(vec![message.encode_to_vec().into()])),
     }
 }
 
@@ -116,7 +116,7 @@ async fn a_read_is_bounded_but_never_empty() {
         };
         Entry {
             log_id: log_id(index),
-            payload: EntryPayload::Normal(Proposal(message.encode_to_vec().into())),
+            payload: EntryPayload::Normal(Proposal::new(vec![message.encode_to_vec().into()])),
         }
     };
     append(&mut log, (1..=8).map(large).collect()).await;

@@ -134,7 +134,7 @@ impl Plan {
             cluster: ClusterConfig {
                 peers: self.peers(),
                 heartbeat: ClusterConfig::HEARTBEAT,
-                election_timeout: ClusterConfig::ELECTION_TIMEOUT,
+                election_timeout: None,
                 auto_replace: true,
             },
             name: format!("r{index}"),

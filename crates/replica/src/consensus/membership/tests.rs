@@ -19,12 +19,12 @@ fn config() -> ClusterConfig {
             address: "127.0.0.1:1".into(),
         }],
         heartbeat: ClusterConfig::HEARTBEAT,
-        election_timeout: ClusterConfig::ELECTION_TIMEOUT,
+        election_timeout: None,
         auto_replace: true,
     }
 }
 
-fn founder() -> proto::Founder {
+pub fn founder() -> proto::Founder {
     proto::Founder {
         node_id: 1,
         node: Some(proto::Node {
@@ -36,7 +36,7 @@ fn founder() -> proto::Founder {
 }
 
 /// A replica with the id 1 and these founders, which has been told to initialise.
-async fn replica(dir: &TempDir, founders: Vec<proto::Founder>) -> Consensus {
+pub async fn replica(dir: &TempDir, founders: Vec<proto::Founder>) -> Consensus {
     let store = Store::open(dir.path()).unwrap();
     let identity = Identity {
         cluster_id: "c".into(),
@@ -46,14 +46,14 @@ async fn replica(dir: &TempDir, founders: Vec<proto::Founder>) -> Consensus {
     };
     let (machine, published) = StateMachine::open(store.clone()).unwrap();
     let log = LogStore::open(store).unwrap();
-    let consensus = Consensus::start(&config(), identity, log, machine, published)
+    let consensus = Consensus::start(&config(), Duration::ZERO, identity, log, machine, published)
         .await
         .unwrap();
     consensus.initialize().await.unwrap();
     consensus
 }
 
-async fn leads(consensus: &Consensus) {
+pub async fn leads(consensus: &Consensus) {
     let leads = consensus.metrics_when(|metrics| {
         metrics.state == ServerState::Leader
             && metrics.last_applied.map(|log_id| log_id.index) >= metrics.last_log_index

@@ -187,7 +187,7 @@ impl Writer {
                 },
                 index,
             ),
-            payload: EntryPayload::Normal(Proposal(message.encode_to_vec().into())),
+            payload: EntryPayload::Normal(Proposal::new(vec![message.encode_to_vec().into()])),
         }
     }
 
