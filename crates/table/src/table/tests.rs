@@ -76,7 +76,7 @@ proptest! {
             let batch = batch(changes);
             let noop = table.is_noop(&batch);
             let before = table.clone();
-            let delta = table.apply(&batch).unwrap();
+            let (delta, replaced) = table.replace(&batch).unwrap();
             let next = before.revision().next();
             let mut changed = false;
             for change in batch.changes() {
@@ -107,7 +107,7 @@ proptest! {
             follower.apply_delta(&delta).unwrap();
             prop_assert_eq!((follower.revision(), follower.digest()), (table.revision(), table.digest()));
 
-            history.record(&before, &delta);
+            history.record(&delta, &replaced);
             past.push(table.clone());
         }
         // From any earlier revision one merged delta leads to the present.
