@@ -10,6 +10,8 @@ mod supervise;
 
 use std::process::ExitCode;
 
+use holdfast_replica::{EXIT_DISK_FAILED, RunError};
+
 use crate::config::Mistakes;
 
 #[global_allocator]
@@ -31,7 +33,10 @@ fn main() -> ExitCode {
             }
             None => {
                 output::complain(&format!("holdfast: {error:#}"));
-                ExitCode::from(FAILED)
+                match error.downcast_ref::<RunError>() {
+                    Some(RunError::Disk(_)) => ExitCode::from(EXIT_DISK_FAILED),
+                    _ => ExitCode::from(FAILED),
+                }
             }
         },
     }

@@ -16,7 +16,7 @@ use holdfast_table::{Command, HubEpoch, Rejection, State, Written};
 use holdfast_wire::proto;
 use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver as _;
-use openraft::error::{ForwardToLeader, LinearizableReadError, RaftError};
+use openraft::error::{Fatal, ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::{Config, RaftMetrics, ReadPolicy, ServerState, SnapshotPolicy};
 use prost::Message as _;
 use tokio::sync::watch;
@@ -70,6 +70,15 @@ pub enum ProposeError {
     /// Perhaps written, perhaps later: ask again with the same session and sequence.
     #[error("no answer in time; the write may or may not have happened")]
     Unknown,
+}
+
+/// Why the consensus has stopped by itself, in openraft's words.
+#[derive(Clone, Debug)]
+pub enum Failure {
+    /// The store failed.
+    Disk(String),
+    /// Anything else.
+    Other(String),
 }
 
 /// A linearizable read could not be confirmed in time. Nothing may be concluded from it.
@@ -353,19 +362,21 @@ impl Consensus {
     }
 
     /// Returns when openraft has stopped by itself, with its reason.
-    pub async fn failed(&self) -> String {
+    pub async fn failed(&self) -> Failure {
         // Looked at now and then: openraft's metrics change several times with every write, and whoever waits for that
         // is woken each time.
         const LOOK_EVERY: Duration = Duration::from_millis(250);
         let mut metrics = self.raft.metrics();
         loop {
-            if let Err(reason) = &metrics.borrow_and_update().running_state {
-                return format!("{reason:?}");
+            match &metrics.borrow_and_update().running_state {
+                Ok(()) => {}
+                Err(Fatal::StorageError(reason)) => return Failure::Disk(reason.to_string()),
+                Err(reason) => return Failure::Other(format!("{reason:?}")),
             }
             tokio::time::sleep(LOOK_EVERY).await;
             // After a panic nobody is left to say anything.
             if let Some(Err(_)) = metrics.changed().now_or_never() {
-                return "it ended without a reason; its panic is in the log".into();
+                return Failure::Other("it ended without a reason; its panic is in the log".into());
             }
         }
     }

@@ -15,4 +15,4 @@ mod storage;
 pub use config::{ClusterConfig, ConfigError, PeerAddress, ReplicaConfig};
 pub use replica::{BuildError, Replica, RunError};
 pub use storage::offline::BuildingError;
-pub use storage::{EXIT_SYNC_FAILED, OpenError};
+pub use storage::{EXIT_DISK_FAILED, OpenError};

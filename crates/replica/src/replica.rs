@@ -21,10 +21,10 @@ use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 
 use crate::config::{ConfigError, PeerAddress, ReplicaConfig};
-use crate::consensus::Consensus;
 use crate::consensus::bootstrap::{self, Introduction, Misplaced, is_member};
 use crate::consensus::membership;
 use crate::consensus::network::MESSAGE_BYTES_MAX;
+use crate::consensus::{Consensus, Failure};
 use crate::feed::Feed;
 use crate::metrics::Metrics;
 use crate::scrub::{Finding, scrub};
@@ -119,6 +119,9 @@ pub enum RunError {
     /// The consensus did not start, or stopped.
     #[error("consensus stopped: {0}")]
     Consensus(String),
+    /// The disk did not take a write, or could not be read. The process ends with [`EXIT_DISK_FAILED`].
+    #[error("the disk failed, nothing that it did not take was acknowledged; give it space or replace it: {0}")]
+    Disk(String),
     /// A bug.
     #[error("a task panicked")]
     Panic(#[from] tokio::task::JoinError),
@@ -336,7 +339,10 @@ impl Replica {
                 .await?;
             context.consensus.send_replace(Some(consensus.clone()));
             tokio::select! {
-                reason = consensus.failed() => Err::<Infallible, _>(RunError::Consensus(reason)),
+                failure = consensus.failed() => Err::<Infallible, _>(match failure {
+                    Failure::Disk(reason) => RunError::Disk(reason),
+                    Failure::Other(reason) => RunError::Consensus(reason),
+                }),
                 finding = scrub(context.clone(), consensus.clone()) => Err(wrong(&context, finding)),
                 never = membership::run(&config.cluster, &consensus) => match never {},
                 never = serve(&context, &consensus) => match never {},

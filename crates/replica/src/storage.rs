@@ -23,7 +23,7 @@ use std::sync::Arc;
 use disk::Disk;
 
 use rocks::RocksDisk;
-pub use sync::EXIT_SYNC_FAILED;
+pub use sync::EXIT_DISK_FAILED;
 
 /// In a data directory: the file that says that a process has it, the database, and the mark that it must not be opened
 /// again.

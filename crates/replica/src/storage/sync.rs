@@ -11,8 +11,8 @@ use tokio::sync::oneshot;
 use super::disk::Disk;
 use crate::consensus::types::TypeConfig;
 
-/// The exit code of a process whose disk did not take a write: after a failed sync nobody knows what is on it.
-pub const EXIT_SYNC_FAILED: i32 = 74;
+/// The exit code of a process whose disk failed: after a failed sync nobody knows what is on it.
+pub const EXIT_DISK_FAILED: u8 = 74;
 
 /// Whoever waits for the disk.
 pub enum Waiting {
@@ -106,7 +106,7 @@ fn run(disk: &dyn Disk, waiting: &Receiver<Waiting>) {
         if let Err(error) = disk.sync() {
             // Not even an error answer goes out: the page cache may have dropped what it says it holds.
             tracing::error!(%error, "the disk did not take a write; the process ends, nothing unsynced was acknowledged");
-            std::process::exit(EXIT_SYNC_FAILED);
+            std::process::exit(EXIT_DISK_FAILED.into());
         }
         batch.into_iter().for_each(Waiting::done);
     }
