@@ -16,6 +16,11 @@ has_any() {
     return 1
 }
 
+# Where Debian has what administrators use, which is not on every user's PATH.
+has_tool() {
+    PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null
+}
+
 check_rust() {
     local wanted found
     wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
@@ -48,6 +53,10 @@ check_system_packages() {
     command -v clang++ >/dev/null || packages+=(clang)    # compiles RocksDB, in two thirds of the time g++ takes
     has_libclang || packages+=(libclang-dev)              # bindgen reads RocksDB's headers with it
     has_python || packages+=(python3 python3-venv)        # JupyterHub, and the tests written in Python
+    if [ "$(uname)" = Linux ]; then                       # networks of their own for tests, and cuts in them
+        has_tool ip || packages+=(iproute2)
+        has_tool nft || packages+=(nftables)
+    fi
     [ ${#packages[@]} -eq 0 ] && return
 
     if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null; then

@@ -3,9 +3,11 @@
 pub mod cluster;
 pub mod ports;
 pub mod process;
+pub mod seed;
 pub mod wait;
 
 pub use cluster::{Cluster, Proxy, Replica};
 pub use ports::free_port;
 pub use process::{Finished, Process, holdfast, run};
+pub use seed::seed;
 pub use wait::{stays, until};

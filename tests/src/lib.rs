@@ -1,5 +1,6 @@
 //! Starts real clusters and attacks them: what the integration tests and the demo `incident` share.
 
+pub mod apart;
 pub mod echo;
 pub mod fixture;
 pub mod http;

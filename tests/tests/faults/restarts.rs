@@ -5,21 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use holdfast_tests::fixture::cluster::SOON;
-use holdfast_tests::fixture::{Cluster, until};
+use holdfast_tests::fixture::{Cluster, seed, until};
 use holdfast_tests::writes::{WriteLoad, WriteLoadOptions, check};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 const KILLS: usize = 30;
 const WRITES_BETWEEN_KILLS: u64 = 20;
-
-/// To replay a run: `HOLDFAST_SEED=<the seed that it printed>`.
-fn seed() -> u64 {
-    let given = std::env::var("HOLDFAST_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = given.unwrap_or_else(rand::random);
-    eprintln!("HOLDFAST_SEED={seed}");
-    seed
-}
 
 #[tokio::test]
 async fn p3_every_acknowledged_route_survives_30_kills_of_random_replicas() -> Result<()> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use holdfast_tests::fixture::cluster::SOON;
-use holdfast_tests::fixture::{Cluster, until};
+use holdfast_tests::fixture::{Cluster, seed, until};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
@@ -14,14 +14,6 @@ use self::stand_in::StandIn;
 use crate::{ask, load, nothing_was_lost, roles, voters, writes_go_on};
 
 const ROUNDS: usize = 8;
-
-/// To replay a run: `HOLDFAST_SEED=<the seed that it printed>`.
-fn seed() -> u64 {
-    let given = std::env::var("HOLDFAST_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = given.unwrap_or_else(rand::random);
-    eprintln!("HOLDFAST_SEED={seed}");
-    seed
-}
 
 #[tokio::test]
 async fn a_learner_that_was_added_but_not_told_is_told_by_the_next_leader() -> Result<()> {

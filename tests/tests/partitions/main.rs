@@ -1,0 +1,3 @@
+//! Each replica on a network of its own: cut off, cut in one direction, bridged.
+
+mod cuts;
