@@ -1,8 +1,10 @@
 //! Starts real clusters and attacks them: what the integration tests and the demo `incident` share.
 
 pub mod apart;
+pub mod clients;
 pub mod echo;
 pub mod fixture;
+pub mod history;
 pub mod http;
 pub mod prober;
 pub mod websocket;
