@@ -3,6 +3,7 @@
 //! Network interfaces, packet filters and mounts belong to the namespaces and end with them, and so does every process,
 //! whatever the test dies of.
 
+pub mod disks;
 pub mod network;
 
 use std::any::type_name;

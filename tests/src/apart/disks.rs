@@ -1,0 +1,118 @@
+//! Disks that get full, and disks that lose what they were given.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use super::{finish, run};
+
+const BALLAST: &str = "ballast";
+/// Small, so that what is left when no more fits is less than a replica ever writes.
+const BLOCK: [u8; 4096] = [0x5a; 4096];
+
+/// A disk in memory, of a size that is soon used up. Only inside [`apart`](super::apart).
+pub struct SmallDisk {
+    path: PathBuf,
+}
+
+impl SmallDisk {
+    /// Mounts an empty disk of `mib` MiB at `path`, which it makes.
+    ///
+    /// # Errors
+    /// It cannot be mounted.
+    pub fn mount(path: &Path, mib: u32) -> Result<Self> {
+        fs::create_dir_all(path)?;
+        let (size, here) = (format!("size={mib}m"), path.to_string_lossy());
+        run("mount", ["-t", "tmpfs", "-o", &size, "holdfast-test", &here])?;
+        Ok(SmallDisk { path: path.to_owned() })
+    }
+
+    /// Takes all the space that is left.
+    ///
+    /// # Errors
+    /// Something else than that the disk is full.
+    pub fn fill(&self) -> Result<()> {
+        let mut ballast = File::options()
+            .append(true)
+            .create(true)
+            .open(self.path.join(BALLAST))?;
+        loop {
+            match ballast.write_all(&BLOCK) {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::StorageFull => return Ok(()),
+                Err(error) => return Err(error).context("filling a disk"),
+            }
+        }
+    }
+
+    /// Gives the space back that [`fill`](Self::fill) has taken.
+    ///
+    /// # Errors
+    /// It was not filled.
+    pub fn free(&self) -> Result<()> {
+        fs::remove_file(self.path.join(BALLAST)).context("freeing a disk")
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = run("umount", ["--lazy".as_ref(), self.path.as_os_str()]);
+    }
+}
+
+/// Makes the syncs of one process fail on demand: a library that is loaded into it first (`failing_sync.c`).
+pub struct FailingSyncs {
+    library: PathBuf,
+    order: PathBuf,
+}
+
+impl FailingSyncs {
+    /// Compiles the library into `folder`.
+    ///
+    /// # Errors
+    /// There is no C compiler.
+    pub fn compile(folder: &Path) -> Result<Self> {
+        let source = folder.join("failing_sync.c");
+        fs::write(&source, include_str!("failing_sync.c"))?;
+        let library = folder.join("failing_sync.so");
+        let mut command = Command::new("cc");
+        command.args(["-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o"]);
+        finish("cc", command.arg(&library).arg(&source).arg("-ldl"))?;
+        Ok(FailingSyncs {
+            library,
+            order: folder.join("failing-syncs"),
+        })
+    }
+
+    /// What a process must have in its environment.
+    pub fn environment(&self) -> [(&'static str, &Path); 2] {
+        [
+            ("LD_PRELOAD", &self.library),
+            ("HOLDFAST_TEST_FAILING_SYNCS", &self.order),
+        ]
+    }
+
+    /// From here on every sync of a file whose path contains `part` fails with EIO, and the file loses what no earlier
+    /// sync has confirmed.
+    ///
+    /// # Errors
+    /// The order cannot be written.
+    pub fn fail(&self, part: &str) -> Result<()> {
+        ensure!(!part.is_empty(), "which files?");
+        // By a rename: nobody reads half an order.
+        let new = self.order.with_extension("new");
+        fs::write(&new, part)?;
+        Ok(fs::rename(new, &self.order)?)
+    }
+
+    /// From here on they succeed.
+    ///
+    /// # Errors
+    /// They did not fail.
+    pub fn succeed(&self) -> Result<()> {
+        fs::remove_file(&self.order).context("no sync was failing")
+    }
+}

@@ -1,0 +1,105 @@
+/* Loaded before the C library: while the file named by HOLDFAST_TEST_FAILING_SYNCS exists, fsync and fdatasync of files
+   whose path contains its text fail with EIO. As in a real failure, that takes a while, in which whoever does not wait for
+   the sync has time to acknowledge; then what no earlier sync has confirmed is gone, and nothing is written to such a
+   file any more. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+#define FILES 4096
+#define FAILURE_TAKES_US 300000
+
+/* The sizes of files at their last good sync; a replica has few open, and numbers are used again. */
+static struct { dev_t device; ino_t inode; off_t size; } confirmed[FILES];
+static size_t files;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* Held to write; held alone to take away what was written. */
+static pthread_rwlock_t writing = PTHREAD_RWLOCK_INITIALIZER;
+static int has_failed;
+
+static off_t *size_of(const struct stat *file) {
+    for (size_t at = 0; at < files; at++)
+        if (confirmed[at].device == file->st_dev && confirmed[at].inode == file->st_ino)
+            return &confirmed[at].size;
+    if (files == FILES)
+        abort();
+    confirmed[files].device = file->st_dev;
+    confirmed[files].inode = file->st_ino;
+    confirmed[files].size = 0;
+    return &confirmed[files++].size;
+}
+
+static int is_ordered(int fd) {
+    char order[4096], link[64], path[4096];
+    const char *name = getenv("HOLDFAST_TEST_FAILING_SYNCS");
+    int file = name ? open(name, O_RDONLY | O_CLOEXEC) : -1;
+    if (file < 0)
+        return 0;
+    ssize_t length = read(file, order, sizeof order - 1);
+    close(file);
+    if (length <= 0)
+        return 0;
+    order[length] = 0;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    length = readlink(link, path, sizeof path - 1);
+    if (length <= 0)
+        return 0;
+    path[length] = 0;
+    return strstr(path, order) != NULL;
+}
+
+static int synced(int fd, const char *name) {
+    struct stat file;
+    int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, name);
+    if (!real)
+        abort();
+    if (fstat(fd, &file) != 0 || !S_ISREG(file.st_mode))
+        return real(fd);
+    if (is_ordered(fd)) {
+        usleep(FAILURE_TAKES_US);
+        pthread_rwlock_wrlock(&writing);
+        has_failed = 1;
+        pthread_mutex_lock(&lock);
+        off_t size = *size_of(&file);
+        if (size < file.st_size && ftruncate(fd, size) != 0)
+            abort();
+        pthread_mutex_unlock(&lock);
+        pthread_rwlock_unlock(&writing);
+        errno = EIO;
+        return -1;
+    }
+    int result = real(fd);
+    if (result == 0) {
+        pthread_mutex_lock(&lock);
+        /* The size from before the sync: what was added since is not confirmed by it. */
+        *size_of(&file) = file.st_size;
+        pthread_mutex_unlock(&lock);
+    }
+    return result;
+}
+
+ssize_t write(int fd, const void *bytes, size_t length) {
+    ssize_t (*real)(int, const void *, size_t) = (ssize_t(*)(int, const void *, size_t))dlsym(RTLD_NEXT, "write");
+    ssize_t result = -1;
+    if (!real)
+        abort();
+    pthread_rwlock_rdlock(&writing);
+    if (has_failed && is_ordered(fd))
+        errno = EIO;
+    else
+        result = real(fd, bytes, length);
+    pthread_rwlock_unlock(&writing);
+    return result;
+}
+
+int fsync(int fd) { return synced(fd, "fsync"); }
+int fdatasync(int fd) { return synced(fd, "fdatasync"); }
