@@ -17,7 +17,7 @@ export HOLDFAST_BIN := $(CARGO_TARGET_DIR)/debug/holdfast
 INCIDENT := $(CARGO_TARGET_DIR)/debug/incident $(if $(PAUSE),--pause)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo demo-chp test verify fix bench bench-store bench-proxy
+.PHONY: help setup build demo demo-chp test faults herd verify fix bench bench-store bench-proxy
 
 help: ## lists these commands
 	@grep -hE '^[a-z-]+:.* ## ' Makefile | sed -E 's/^([a-z-]+):.* ## (.*)/  make \1\t\2/' | expand -t 20
@@ -37,6 +37,14 @@ demo-chp: build ## the same client against configurable-http-proxy (needs node)
 
 test: setup ## all Rust and Python tests
 	@scripts/test.sh
+
+faults: build ## real processes under random faults (FAULT_SECONDS=200), then the leader killed again and again (KILLS=200)
+	@HOLDFAST_FAULT_SECONDS=$(or $(FAULT_SECONDS),200) \
+		cargo test --quiet --workspace --test partitions -- --nocapture --test-threads=1
+	@$(CARGO_TARGET_DIR)/debug/leader_kills $(or $(KILLS),200)
+
+herd: build ## very many subscribers come back at once (SUBSCRIBERS=1000 ROUTES=10000)
+	@$(CARGO_TARGET_DIR)/debug/herd $(or $(SUBSCRIBERS),1000) $(or $(ROUTES),10000)
 
 verify: setup ## format, lints, docs, licences, dependency directions, then the tests; changes nothing
 	@scripts/verify.sh

@@ -1,4 +1,4 @@
-//! A load of writes that remembers what was acknowledged, and how long nothing was.
+//! A load of writes that remembers what was acknowledged, how long each write took, and how long nothing was acknowledged.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use hdrhistogram::Histogram;
 use holdfast_client::RouteWriter;
 use holdfast_table::Route;
 use tokio::task::JoinSet;
@@ -29,12 +30,29 @@ pub struct WriteLoadOptions {
     pub routes_each: u64,
 }
 
-#[derive(Default)]
 struct Ledger {
     acknowledged: AtomicU64,
     failed: AtomicU64,
     routes: Mutex<BTreeMap<String, Fate>>,
     gap: Mutex<Option<Gap>>,
+    microseconds: Mutex<Histogram<u64>>,
+}
+
+impl Default for Ledger {
+    fn default() -> Self {
+        Ledger {
+            acknowledged: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            routes: Mutex::default(),
+            gap: Mutex::default(),
+            microseconds: Mutex::new(microseconds()),
+        }
+    }
+}
+
+/// An empty histogram of times in microseconds, up to an hour.
+pub fn microseconds() -> Histogram<u64> {
+    Histogram::new_with_max(3_600_000_000, 3).expect("a good range")
 }
 
 /// What is known of one routespec's target.
@@ -87,6 +105,14 @@ impl WriteLoad {
         let gap = lock(&self.ledger.gap);
         gap.as_ref()
             .map_or(Duration::ZERO, |gap| gap.longest.max(gap.last.elapsed()))
+    }
+
+    /// How long each acknowledged write took, in microseconds, since the last time this was asked.
+    pub fn take_latencies(&self) -> Histogram<u64> {
+        let mut microseconds = lock(&self.ledger.microseconds);
+        let taken = microseconds.clone();
+        microseconds.reset();
+        taken
     }
 
     /// What must be in the table, as far as it can be known at this moment.
@@ -169,8 +195,9 @@ async fn write(
             .or_default()
             .perhaps
             .push(target.clone());
+        let began = Instant::now();
         match writer.put(route).await {
-            Ok(_) => ledger.acknowledge(&spec, target),
+            Ok(_) => ledger.acknowledge(&spec, target, began.elapsed()),
             Err(_) => drop(ledger.failed.fetch_add(1, Ordering::Relaxed)),
         }
         stop.run_until_cancelled(tokio::time::sleep(options.pause)).await;
@@ -178,7 +205,8 @@ async fn write(
 }
 
 impl Ledger {
-    fn acknowledge(&self, spec: &str, target: String) {
+    fn acknowledge(&self, spec: &str, target: String, took: Duration) {
+        lock(&self.microseconds).saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         lock(&self.routes).insert(
             spec.to_owned(),
             Fate {

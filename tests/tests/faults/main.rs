@@ -2,4 +2,5 @@
 
 mod divergence;
 mod formation;
+mod leader_kills;
 mod restarts;
