@@ -342,7 +342,12 @@ struct Loaded {
 
 fn load(store: &Store) -> io::Result<Loaded> {
     let Some(bytes) = store.disk.get(Family::Meta, keys::APPLIED)? else {
-        return Ok(Loaded::default());
+        // Left from a first snapshot that was interrupted: the next one would be of the same generation.
+        let mut loaded = Loaded::default();
+        for row in store.disk.scan(Family::Table, &[]) {
+            loaded.stale.delete(Family::Table, row?.0);
+        }
+        return Ok(loaded);
     };
     let applied = proto::AppliedState::decode(&bytes[..]).map_err(|error| corrupt(error.to_string()))?;
     let header = applied.header.ok_or_else(|| corrupt("a position without its header"))?;

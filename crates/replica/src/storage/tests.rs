@@ -204,3 +204,23 @@ async fn an_installed_snapshot_replaces_everything_and_is_there_after_a_restart(
     drop((_log, follower));
     assert_eq!(open(&target).1.state().table.len(), 12_001);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_interrupted_first_snapshot_left_is_not_in_the_next_one() {
+    let (source, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (_log, mut leader) = open(&source);
+    apply(&mut leader, vec![entry(1, "/user/alice/")]).await.unwrap();
+    let snapshot = leader.get_current_snapshot().await.unwrap().unwrap();
+    let store = Store::open(target.path()).unwrap();
+    let gone = Route::parse("/user/gone/", "http://10.0.0.1:8888", "", "").unwrap();
+    let row = keys::route(1, gone.spec.key());
+    put(&store, Family::Table, &row, proto::Route::from(&gone).encode_to_vec());
+    let (mut follower, _) = StateMachine::open(store.clone()).unwrap();
+    follower
+        .install_snapshot(&snapshot.meta, snapshot.snapshot)
+        .await
+        .unwrap();
+    assert_eq!(follower.state().table.len(), 1);
+    let (reopened, _) = StateMachine::open(store).unwrap();
+    assert_eq!(reopened.state().table.digest(), leader.state().table.digest());
+}
