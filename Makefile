@@ -17,7 +17,7 @@ export HOLDFAST_BIN := $(CARGO_TARGET_DIR)/debug/holdfast
 INCIDENT := $(CARGO_TARGET_DIR)/debug/incident $(if $(PAUSE),--pause)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo demo-chp test faults herd verify fix bench bench-store bench-proxy
+.PHONY: help setup build demo demo-chp test sim sim-planted faults herd verify fix bench bench-store bench-proxy
 
 help: ## lists these commands
 	@grep -hE '^[a-z-]+:.* ## ' Makefile | sed -E 's/^([a-z-]+):.* ## (.*)/  make \1\t\2/' | expand -t 20
@@ -37,6 +37,12 @@ demo-chp: build ## the same client against configurable-http-proxy (needs node)
 
 test: setup ## all Rust and Python tests
 	@scripts/test.sh
+
+sim: setup ## the cluster in simulated time under faults (SEEDS=20, or FIRST=7 SEEDS=1 to run one again)
+	@scripts/sim.sh seeds $(or $(FIRST),1) $(or $(SEEDS),20)
+
+sim-planted: setup ## plants each known kind of bug and shows that the simulation finds it
+	@scripts/sim.sh planted
 
 faults: build ## real processes under random faults (FAULT_SECONDS=200), then the leader killed again and again (KILLS=200)
 	@HOLDFAST_FAULT_SECONDS=$(or $(FAULT_SECONDS),200) \

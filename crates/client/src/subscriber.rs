@@ -8,6 +8,7 @@ use holdfast_table::{Digest, Revision, Table};
 use holdfast_wire::proto::routes_client::RoutesClient;
 use holdfast_wire::proto::subscribe_response::Frame;
 use holdfast_wire::proto::{Ack, SubscribeRequest, SubscribeResponse, go_away, subscribe_request};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_stream::wrappers::WatchStream;
@@ -212,7 +213,8 @@ impl Subscriber {
             Frame::Delta(delta) => delta.len() >= LARGE_DELTA,
             _ => false,
         };
-        if !large {
+        // Where there is one thread only, there are no tasks beside this one to be spared.
+        if !large || Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
             return self.following.take(frame);
         }
         // Should this future be dropped meanwhile, what was followed is lost with it; the live table is not.

@@ -24,6 +24,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tonic::transport::Channel;
 
 use crate::config::ClusterConfig;
+#[cfg(test)]
+use crate::simulation::planted::{Bug, planted};
 use crate::storage::identity::Identity;
 use crate::storage::log::LogStore;
 use crate::storage::state_machine::{Position, Published, StateMachine};
@@ -34,10 +36,12 @@ use types::{Answer, LogId, Node, TypeConfig, log_id_out};
 pub type Raft = openraft::Raft<TypeConfig, StateMachine>;
 
 /// Entries between snapshots, and entries kept beyond one: a replica that was away for so many catches up from the log.
-const SNAPSHOT_EVERY: u64 = 20_000;
-const LOG_KEEP: u64 = 20_000;
+/// The simulation takes snapshots all the time.
+const SNAPSHOT_EVERY: u64 = if cfg!(test) { 50 } else { 20_000 };
+const LOG_KEEP: u64 = if cfg!(test) { 5 } else { 20_000 };
+const PURGE_AT_ONCE: u64 = if cfg!(test) { 1 } else { 1_000 };
 /// A replica further behind gets a snapshot.
-const LAG_MAX: u64 = 60_000;
+const LAG_MAX: u64 = if cfg!(test) { 20 } else { 60_000 };
 
 /// A running member of a formed cluster.
 #[derive(Clone)]
@@ -327,6 +331,13 @@ impl Consensus {
 
     /// As the leader: up to where a read that begins now must have applied. Otherwise who leads, if known.
     pub async fn read_index(&self) -> Result<LogId, Option<(u64, Node)>> {
+        #[cfg(test)]
+        if planted(Bug::LeaseRead)
+            && self.is_leader()
+            && let Some(applied) = self.published.load().applied
+        {
+            return Ok(applied);
+        }
         match self.raft.get_read_log_id(ReadPolicy::ReadIndex).await {
             Ok((read, _)) => Ok(*read.log_id()),
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(ForwardToLeader {
@@ -490,7 +501,7 @@ fn config(cluster: &ClusterConfig, disk_sync: Duration, cluster_id: &str) -> Con
         snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
         max_in_snapshot_log_to_keep: LOG_KEEP,
         replication_lag_threshold: LAG_MAX,
-        purge_batch_size: 1_000,
+        purge_batch_size: PURGE_AT_ONCE,
         ..Config::default()
     }
 }

@@ -10,6 +10,8 @@ mod replica;
 pub mod restore;
 mod scrub;
 mod services;
+#[cfg(test)]
+mod simulation;
 mod storage;
 
 pub use config::{ClusterConfig, ConfigError, PeerAddress, ReplicaConfig};

@@ -338,16 +338,7 @@ impl Replica {
                 ))
                 .await?;
             context.consensus.send_replace(Some(consensus.clone()));
-            tokio::select! {
-                failure = consensus.failed() => Err::<Infallible, _>(match failure {
-                    Failure::Disk(reason) => RunError::Disk(reason),
-                    Failure::Other(reason) => RunError::Consensus(reason),
-                }),
-                finding = scrub(context.clone(), consensus.clone()) => Err(wrong(&context, finding)),
-                never = membership::run(&config.cluster, &consensus) => match never {},
-                never = serve(&context, &consensus) => match never {},
-                never = correct_address(&context, &consensus) => match never {},
-            }
+            Err::<Infallible, _>(attend(&config, &context, &consensus).await)
         };
         let ended = tokio::select! {
             () = shutdown.cancelled() => Ok(()),
@@ -361,6 +352,20 @@ impl Replica {
         peers.shutdown().await;
         raft.stop().await;
         ended
+    }
+}
+
+/// What a member does all its life; returns why it has to stop.
+pub(crate) async fn attend(config: &ReplicaConfig, context: &Arc<Context>, consensus: &Consensus) -> RunError {
+    tokio::select! {
+        failure = consensus.failed() => match failure {
+            Failure::Disk(reason) => RunError::Disk(reason),
+            Failure::Other(reason) => RunError::Consensus(reason),
+        },
+        finding = scrub(context.clone(), consensus.clone()) => wrong(context, finding),
+        never = membership::run(&config.cluster, consensus) => match never {},
+        never = serve(context, consensus) => match never {},
+        never = correct_address(context, consensus) => match never {},
     }
 }
 
@@ -414,7 +419,7 @@ async fn correct_address(context: &Context, consensus: &Consensus) -> Infallible
 
 /// Returns if this replica's directory turns out to be another cluster's, or its cluster to be over. Peers refuse what it
 /// says in any case.
-async fn misplaced(config: &ReplicaConfig, context: &Context, lineage: &Lineage) -> RunError {
+pub(crate) async fn misplaced(config: &ReplicaConfig, context: &Context, lineage: &Lineage) -> RunError {
     const AGAIN: Duration = Duration::from_secs(5);
     let named = |peer: PeerAddress| format!("{} at {}", peer.name, peer.address);
     for asked in 0_u64.. {
@@ -461,7 +466,7 @@ fn early(ended: Result<Result<(), RunError>, tokio::task::JoinError>) -> RunErro
     }
 }
 
-async fn start(
+pub(crate) async fn start(
     config: ReplicaConfig,
     disk_sync: Duration,
     identity: Identity,

@@ -43,14 +43,17 @@ const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A channel to `address` that connects when it is first used, and again whenever it must.
 pub fn lazy_channel(address: &str) -> Result<Channel, tonic::transport::Error> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))?;
-    Ok(endpoint
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
-        .keep_alive_while_idle(true)
-        .connect_lazy())
+        .keep_alive_while_idle(true);
+    #[cfg(test)]
+    if crate::simulation::network::is_simulated() {
+        return Ok(crate::simulation::network::channel(endpoint));
+    }
+    Ok(endpoint.connect_lazy())
 }
 
 /// A client of a peer's Raft service.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use holdfast_table::{Epoch, Revision, State};
 use holdfast_wire::proto;
 use prost::Message as _;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -53,10 +54,15 @@ impl Snapshots {
         if let Some(snapshot) = newest.as_ref().filter(fits) {
             return Ok(snapshot.clone());
         }
-        let state = state.clone();
-        let encoded = tokio::task::spawn_blocking(move || encode(&state))
-            .await
-            .map_err(std::io::Error::other)??;
+        let table = state.clone();
+        let encode = move || encode(&table);
+        // A runtime of one thread is a simulation's, which would not be the same twice with a second thread.
+        let encoded = match Handle::current().runtime_flavor() {
+            RuntimeFlavor::CurrentThread => encode()?,
+            _ => tokio::task::spawn_blocking(encode)
+                .await
+                .map_err(std::io::Error::other)??,
+        };
         Ok(newest.insert(Arc::new(encoded)).clone())
     }
 

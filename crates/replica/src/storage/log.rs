@@ -16,6 +16,9 @@ use crate::consensus::types::{
     Entry, LogId, TypeConfig, Vote, ballot_in, ballot_out, entry_in, entry_out, log_id_in, log_id_out,
 };
 
+#[cfg(test)]
+use crate::simulation::planted::{Bug, planted};
+
 /// Recent entries kept in memory, in bytes: replication and apply read them without the disk.
 const RECENT_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// The most bytes in one answer to a reader, so that one append request stays far below what a peer decodes.
@@ -266,6 +269,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        #[cfg(test)]
+        if planted(Bug::VoteNotSynced) {
+            self.memory().vote = Some(*vote);
+            return Ok(());
+        }
         let mut batch = Batch::default();
         batch.put(Family::Meta, keys::VOTE, ballot_out(vote).encode_to_vec());
         self.store.disk.write(batch)?;

@@ -25,8 +25,11 @@ use crate::consensus::types::{
     stored_membership_in, stored_membership_out,
 };
 
+#[cfg(test)]
+use crate::simulation::planted::{self, Bug, planted};
+
 /// Rows written at once while a snapshot is installed.
-const INSTALL_ROWS: usize = 5_000;
+const INSTALL_ROWS: usize = if cfg!(test) { 3 } else { 5_000 };
 /// An entry of more bytes is applied beside the other tasks of its thread: they keep the leader known as alive.
 const BESIDE_BYTES: usize = 256 * 1024;
 
@@ -202,6 +205,8 @@ impl StateMachine {
     fn apply_content(&mut self, batch: &mut Batch, index: u64, content: Content) -> Answer {
         match content {
             Content::Write(command) => {
+                #[cfg(test)]
+                let command = planted::as_if_new(&self.position.state, command);
                 let outcome = self.position.state.apply(index, &command);
                 if outcome.delta.is_some() {
                     self.note_digest();
@@ -275,6 +280,11 @@ impl StateMachine {
             )
         });
         let mut batch = Batch::default();
+        #[cfg(test)]
+        if planted(Bug::SnapshotWithoutFlip) {
+            self.write_position(&mut batch, &position, generation);
+            disk.write(std::mem::take(&mut batch))?;
+        }
         for (key, value) in routes.chain(tombstones).chain(sessions) {
             batch.put(family, key, value);
             if batch.len() >= INSTALL_ROWS {
@@ -284,6 +294,12 @@ impl StateMachine {
         // The one write that makes it count: before it the old generation is the state, after it the new one.
         self.write_position(&mut batch, &position, generation);
         disk.write(batch)?;
+        #[cfg(test)]
+        if planted(Bug::SnapshotWithoutFlip) {
+            self.generation = generation;
+            self.position = position;
+            return Ok(());
+        }
         disk.sync()?;
         let mut old = Batch::default();
         old.delete_range(family, self.generation.to_be_bytes(), generation.to_be_bytes());
@@ -430,6 +446,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             };
             self.position.applied = Some(entry.log_id);
             answers.extend(responder.map(|responder| (responder, answer)));
+        }
+        #[cfg(test)]
+        if planted(Bug::PositionApart) {
+            self.store.disk.write(std::mem::take(&mut batch))?;
         }
         self.write_position(&mut batch, &self.position, self.generation);
         match large {

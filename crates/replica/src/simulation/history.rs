@@ -1,0 +1,535 @@
+//! What clients saw, and whether it could have been: written apart from the engine, from the promises alone.
+//!
+//! Every write is repeated until it is decided, so at the end every revision has exactly one write that made it, or the
+//! cluster has invented, lost or repeated one. The revisions give the order of the writes; the rest is a comparison with
+//! the table that follows from that order.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hasher as _};
+
+use holdfast_table::{Digest, Entry, Epoch, Revision, Route, Table};
+
+/// The table in plain words: value and revision by key.
+pub type Content = BTreeMap<String, (String, u64)>;
+
+/// What one client asked for.
+#[derive(Clone, Debug)]
+pub enum Ask {
+    /// Puts (a value that nobody else writes) and deletes, all or nothing, if the key was last written at that revision.
+    Write {
+        /// No value: delete.
+        changes: Vec<(String, Option<String>)>,
+        /// 0: the key is absent.
+        expect: Option<(String, u64)>,
+        /// In the name of the hub that was given this epoch; 0: of nobody.
+        hub: u64,
+    },
+    /// To be the hub that writes, and the only one.
+    Open,
+    /// One key.
+    Get(String),
+    /// Everything.
+    List,
+}
+
+/// What it was told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// Applied.
+    Written {
+        /// That carries it.
+        revision: u64,
+        /// False if it changed nothing.
+        changed: bool,
+    },
+    /// The expectation did not hold.
+    Refused,
+    /// Another hub has taken over.
+    Fenced,
+    /// The hub's epoch.
+    Opened(u64),
+    /// The value of the key and its revision, at the table's.
+    Got(Option<(String, u64)>, u64),
+    /// The whole table, its revision and digest.
+    Listed(Content, u64, Digest),
+}
+
+/// One call. Its times are places in the one order in which everything was simulated.
+#[derive(Clone, Debug)]
+struct Call {
+    who: String,
+    ask: Ask,
+    began: u64,
+    ended: Option<(u64, Told)>,
+}
+
+/// A table that somebody served or was sent.
+pub struct Sight {
+    /// By whom.
+    pub who: String,
+    /// Which table.
+    pub revision: u64,
+    /// Its content.
+    pub content: Content,
+    /// Its digest, as whoever had it computed it.
+    pub digest: Digest,
+}
+
+/// Everything that happened, as far as clients can tell.
+#[derive(Default)]
+pub struct History {
+    now: u64,
+    calls: Vec<Call>,
+    sights: Vec<Sight>,
+    /// Found while it happened.
+    pub violations: Vec<String>,
+    /// Stream frames checked.
+    pub frames: u64,
+    /// Attempts that got no good answer and were repeated.
+    pub retries: u64,
+    /// Moves of the leadership that were asked for and done.
+    pub moves: u64,
+    trace: DefaultHasher,
+}
+
+/// Counted at the end.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Writes decided.
+    pub writes: u64,
+    /// Refused among them.
+    pub refused: u64,
+    /// Refused because another hub has taken over.
+    pub fenced: u64,
+    /// Hubs that took over.
+    pub hubs: u64,
+    /// Reads answered.
+    pub reads: u64,
+    /// Tables compared.
+    pub sights: u64,
+}
+
+impl History {
+    fn tick(&mut self, what: impl std::hash::Hash) -> u64 {
+        what.hash(&mut self.trace);
+        self.now += 1;
+        self.now
+    }
+
+    /// A call begins.
+    pub fn begin(&mut self, who: &str, ask: Ask) -> usize {
+        let began = self.tick(format!("{who} {ask:?} {:?}", turmoil::sim_elapsed()));
+        self.calls.push(Call {
+            who: who.to_owned(),
+            ask,
+            began,
+            ended: None,
+        });
+        self.calls.len() - 1
+    }
+
+    /// It is answered.
+    pub fn end(&mut self, call: usize, told: Told) {
+        let at = self.tick(format!("{call} {told:?} {:?}", turmoil::sim_elapsed()));
+        self.calls[call].ended = Some((at, told));
+    }
+
+    /// It is given up: a read, which has done nothing.
+    pub fn give_up(&mut self, call: usize) {
+        self.tick(call);
+        debug_assert!(matches!(self.calls[call].ask, Ask::Get(_) | Ask::List));
+    }
+
+    /// Somebody has a table.
+    pub fn saw(&mut self, sight: Sight) {
+        self.tick(format!("{} {} {}", sight.who, sight.revision, sight.digest));
+        self.sights.push(sight);
+    }
+
+    /// The same for the same run.
+    pub fn fingerprint(&self) -> u64 {
+        self.trace.finish()
+    }
+
+    /// Everything that was wrong.
+    pub fn check(&self) -> (Counts, Vec<String>) {
+        let mut wrong = self.violations.clone();
+        let mut counts = Counts::default();
+        let past = self.replay(&mut wrong);
+        self.check_order(&mut wrong);
+        self.check_fence(&mut wrong);
+        for call in &self.calls {
+            self.check_call(call, &past, &mut counts, &mut wrong);
+        }
+        for sight in &self.sights {
+            counts.sights += 1;
+            check_table(
+                &sight.who,
+                sight.revision,
+                &sight.content,
+                sight.digest,
+                &past,
+                &mut wrong,
+            );
+        }
+        (counts, wrong)
+    }
+
+    /// The table at every revision, from the writes alone.
+    fn replay(&self, wrong: &mut Vec<String>) -> Vec<Content> {
+        let mut by_revision: BTreeMap<u64, &Call> = BTreeMap::new();
+        for call in &self.calls {
+            match &call.ended {
+                Some((
+                    _,
+                    Told::Written {
+                        revision,
+                        changed: true,
+                    },
+                )) => {
+                    if let Some(other) = by_revision.insert(*revision, call) {
+                        wrong.push(format!(
+                            "revision {revision} was acknowledged to two writes: {other:?} and {call:?}"
+                        ));
+                    }
+                }
+                None if matches!(call.ask, Ask::Write { .. } | Ask::Open) => {
+                    wrong.push(format!("stuck: never decided after all faults had ended: {call:?}"));
+                }
+                _ => {}
+            }
+        }
+        let mut past = vec![Content::new()];
+        for (revision, call) in by_revision {
+            while (past.len() as u64) < revision {
+                wrong.push(format!(
+                    "revision {} has no write that made it: one was applied twice, or invented",
+                    past.len()
+                ));
+                past.push(past.last().cloned().unwrap_or_default());
+            }
+            let mut next = past.last().cloned().unwrap_or_default();
+            if let Ask::Write { changes, .. } = &call.ask {
+                for (key, value) in changes {
+                    match value {
+                        Some(value) => drop(next.insert(key.clone(), (value.clone(), revision))),
+                        None => drop(next.remove(key)),
+                    }
+                }
+            }
+            // Twice the same revision is told above already.
+            if past.len() as u64 == revision {
+                past.push(next);
+            }
+        }
+        past
+    }
+
+    /// What ended before something else began comes before it.
+    fn check_order(&self, wrong: &mut Vec<String>) {
+        let place = |told: &Told| match told {
+            Told::Written { revision, changed } => Some((*revision, *changed)),
+            Told::Got(_, revision) | Told::Listed(_, revision, _) => Some((*revision, false)),
+            Told::Refused | Told::Fenced | Told::Opened(_) => None,
+        };
+        let mut ends: Vec<(u64, u64)> = Vec::new();
+        for call in &self.calls {
+            if let Some((at, told)) = &call.ended
+                && let Some((revision, _)) = place(told)
+            {
+                ends.push((*at, revision));
+            }
+        }
+        ends.sort_unstable();
+        // The highest revision known to anybody by then.
+        let mut highest = 0;
+        for end in &mut ends {
+            highest = highest.max(end.1);
+            end.1 = highest;
+        }
+        for call in &self.calls {
+            let Some((_, told)) = &call.ended else { continue };
+            let Some((revision, changed)) = place(told) else {
+                continue;
+            };
+            let known = known_by(&ends, call.began);
+            if revision < known || (changed && revision == known) {
+                wrong.push(format!(
+                    "not linearizable: revision {known} was known before this began: {call:?}"
+                ));
+            }
+        }
+    }
+
+    /// The hub that took over last is the only one that writes.
+    fn check_fence(&self, wrong: &mut Vec<String>) {
+        let opens: Vec<(&Call, Option<(u64, u64)>)> = self
+            .calls
+            .iter()
+            .filter(|call| matches!(call.ask, Ask::Open))
+            .map(|call| match call.ended {
+                Some((at, Told::Opened(epoch))) => (call, Some((at, epoch))),
+                _ => (call, None),
+            })
+            .collect();
+        let opened = || {
+            opens
+                .iter()
+                .filter_map(|(call, end)| end.map(|(at, epoch)| (call, at, epoch)))
+        };
+        for (call, at, epoch) in opened() {
+            let mut later = opened().filter(|(other, ..)| other.began > at);
+            if let Some((other, _, other_epoch)) = later.find(|(.., other)| *other <= epoch) {
+                wrong.push(format!(
+                    "hub epoch {other_epoch} after {epoch}: {call:?}, then {other:?}"
+                ));
+            }
+        }
+        for call in &self.calls {
+            let (Ask::Write { hub: hub @ 1.., .. }, Some((ended, told))) = (&call.ask, &call.ended) else {
+                continue;
+            };
+            let mut before = opened().filter(|(_, at, epoch)| *at < call.began && epoch > hub);
+            if *told != Told::Fenced
+                && let Some((_, _, epoch)) = before.next()
+            {
+                wrong.push(format!(
+                    "not fenced, although hub epoch {epoch} was given away: {call:?}"
+                ));
+            }
+            let mut others = opens.iter().filter(|(open, _)| open.began < *ended);
+            if *told == Told::Fenced && !others.any(|(_, end)| end.is_none_or(|(_, epoch)| epoch > *hub)) {
+                wrong.push(format!("fenced although nobody has taken over: {call:?}"));
+            }
+        }
+    }
+
+    fn check_call(&self, call: &Call, past: &[Content], counts: &mut Counts, wrong: &mut Vec<String>) {
+        let Some((ended, told)) = &call.ended else { return };
+        match (&call.ask, told) {
+            (Ask::Write { expect, .. }, Told::Written { revision, changed }) => {
+                counts.writes += 1;
+                let before = revision - u64::from(*changed);
+                if let Some((key, expected)) = expect
+                    && modified(past, before, key) != Some(*expected)
+                {
+                    wrong.push(format!("applied although its expectation did not hold: {call:?}"));
+                }
+            }
+            (
+                Ask::Write {
+                    expect: Some((key, expected)),
+                    ..
+                },
+                Told::Refused,
+            ) => {
+                counts.writes += 1;
+                counts.refused += 1;
+                let (from, to) = self.window(call.began, *ended, past.len() as u64);
+                if (from..=to).all(|revision| modified(past, revision, key) == Some(*expected)) {
+                    wrong.push(format!("refused although its expectation held all the time: {call:?}"));
+                }
+            }
+            (Ask::Write { hub: 1.., .. }, Told::Fenced) => {
+                counts.writes += 1;
+                counts.fenced += 1;
+            }
+            (Ask::Open, Told::Opened(_)) => counts.hubs += 1,
+            (Ask::Get(key), Told::Got(value, revision)) => {
+                counts.reads += 1;
+                let expected = past.get(*revision as usize).map(|content| content.get(key));
+                if expected != Some(value.as_ref()) {
+                    wrong.push(format!("read something else than was written, {expected:?}: {call:?}"));
+                }
+            }
+            (Ask::List, Told::Listed(content, revision, digest)) => {
+                counts.reads += 1;
+                check_table(&call.who, *revision, content, *digest, past, wrong);
+            }
+            _ => wrong.push(format!("an answer to another question: {call:?}")),
+        }
+    }
+
+    /// The revisions that the table may have had between two times.
+    fn window(&self, began: u64, ended: u64, revisions: u64) -> (u64, u64) {
+        let (mut from, mut to) = (0, revisions.saturating_sub(1));
+        for call in &self.calls {
+            let Some((
+                at,
+                Told::Written {
+                    revision,
+                    changed: true,
+                },
+            )) = &call.ended
+            else {
+                continue;
+            };
+            if *at < began {
+                from = from.max(*revision);
+            }
+            if call.began > ended {
+                to = to.min(revision - 1);
+            }
+        }
+        (from, to)
+    }
+}
+
+/// The highest revision known before `began`.
+fn known_by(ends: &[(u64, u64)], began: u64) -> u64 {
+    let before = ends.partition_point(|(at, _)| *at < began);
+    before.checked_sub(1).map_or(0, |last| ends[last].1)
+}
+
+fn modified(past: &[Content], revision: u64, key: &str) -> Option<u64> {
+    let content = past.get(usize::try_from(revision).ok()?)?;
+    Some(content.get(key).map_or(0, |(_, modified)| *modified))
+}
+
+fn check_table(who: &str, revision: u64, content: &Content, digest: Digest, past: &[Content], wrong: &mut Vec<String>) {
+    match past.get(usize::try_from(revision).unwrap_or(usize::MAX)) {
+        None => wrong.push(format!("{who} has revision {revision}, which nobody wrote")),
+        Some(expected) if expected != content => {
+            wrong.push(format!(
+                "{who} at revision {revision} has {content:?} instead of {expected:?}"
+            ));
+        }
+        Some(expected) if table(revision, expected).digest() != digest => {
+            wrong.push(format!(
+                "{who} at revision {revision} has the right routes and the wrong digest {digest}"
+            ));
+        }
+        Some(_) => {}
+    }
+}
+
+/// A table made from nothing but words.
+fn table(revision: u64, content: &Content) -> Table {
+    let entries = content.iter().filter_map(|(key, (value, modified))| {
+        Some(Entry {
+            route: route(key, value)?,
+            modified: Revision(*modified),
+        })
+    });
+    Table::from_entries(Epoch::default(), Revision(revision), entries)
+}
+
+/// The route that stands for a value.
+pub fn route(key: &str, value: &str) -> Option<Route> {
+    Route::parse(key, "http://10.0.0.1:8888", &format!("{{\"w\":\"{value}\"}}"), "").ok()
+}
+
+/// The value that a route stands for.
+pub fn value(data: &str) -> String {
+    data.trim_start_matches("{\"w\":\"").trim_end_matches("\"}").to_owned()
+}
+
+/// A table in plain words.
+pub fn content(table: &Table) -> Content {
+    let entries = table.iter().map(|entry| {
+        let route = &entry.route;
+        (
+            route.spec.as_str().to_owned(),
+            (value(route.data.as_str()), entry.modified.0),
+        )
+    });
+    entries.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(history: &mut History, key: &str, value: &str, revision: u64) {
+        let changes = vec![(key.to_owned(), Some(value.to_owned()))];
+        let ask = Ask::Write {
+            changes,
+            expect: None,
+            hub: 0,
+        };
+        let call = history.begin("w", ask);
+        history.end(
+            call,
+            Told::Written {
+                revision,
+                changed: true,
+            },
+        );
+    }
+
+    fn read(history: &mut History, key: &str, found: Option<(&str, u64)>, revision: u64) {
+        let call = history.begin("r", Ask::Get(key.to_owned()));
+        let found = found.map(|(value, revision)| (value.to_owned(), revision));
+        history.end(call, Told::Got(found, revision));
+    }
+
+    fn problems(history: &History) -> String {
+        history.check().1.join("\n")
+    }
+
+    #[test]
+    fn the_checker_accepts_what_may_be_and_names_what_may_not() {
+        let mut good = History::default();
+        write(&mut good, "/a/", "1", 1);
+        read(&mut good, "/a/", Some(("1", 1)), 1);
+        write(&mut good, "/a/", "2", 2);
+        read(&mut good, "/b/", None, 2);
+        assert_eq!(problems(&good), "");
+
+        let mut stale = History::default();
+        write(&mut stale, "/a/", "1", 1);
+        write(&mut stale, "/a/", "2", 2);
+        read(&mut stale, "/a/", Some(("1", 1)), 1);
+        assert!(problems(&stale).contains("not linearizable"), "{}", problems(&stale));
+
+        let mut lost = History::default();
+        write(&mut lost, "/a/", "1", 1);
+        read(&mut lost, "/a/", None, 1);
+        assert!(problems(&lost).contains("something else"), "{}", problems(&lost));
+
+        let mut twice = History::default();
+        write(&mut twice, "/a/", "1", 1);
+        write(&mut twice, "/a/", "2", 3);
+        assert!(problems(&twice).contains("applied twice"), "{}", problems(&twice));
+
+        let mut fenced = History::default();
+        let open = |history: &mut History, epoch| {
+            let call = history.begin("h", Ask::Open);
+            history.end(call, Told::Opened(epoch));
+        };
+        let hub_writes = |history: &mut History, told| {
+            let ask = Ask::Write {
+                changes: Vec::new(),
+                expect: None,
+                hub: 1,
+            };
+            let call = history.begin("h", ask);
+            history.end(call, told);
+        };
+        let written = || Told::Written {
+            revision: 0,
+            changed: false,
+        };
+        open(&mut fenced, 1);
+        hub_writes(&mut fenced, written());
+        open(&mut fenced, 2);
+        hub_writes(&mut fenced, Told::Fenced);
+        assert_eq!(problems(&fenced), "");
+        hub_writes(&mut fenced, written());
+        assert!(problems(&fenced).contains("not fenced"), "{}", problems(&fenced));
+
+        let mut alone = History::default();
+        open(&mut alone, 1);
+        hub_writes(&mut alone, Told::Fenced);
+        assert!(
+            problems(&alone).contains("nobody has taken over"),
+            "{}",
+            problems(&alone)
+        );
+
+        let mut shared = History::default();
+        write(&mut shared, "/a/", "1", 1);
+        write(&mut shared, "/b/", "2", 1);
+        assert!(problems(&shared).contains("two writes"), "{}", problems(&shared));
+    }
+}

@@ -1,0 +1,85 @@
+//! Bugs that are put in on purpose, to see that they are found. No build but that of the unit tests has them.
+
+use std::cell::Cell;
+
+use holdfast_table::{Command, Delta, State};
+
+/// What is done wrongly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    /// The log says that entries are on disk before they are.
+    AcknowledgesBeforeSync,
+    /// A vote is not on disk when it is given.
+    VoteNotSynced,
+    /// A leader answers reads without asking whether it still leads.
+    LeaseRead,
+    /// A repeated write is applied again.
+    DuplicateApplied,
+    /// A snapshot counts before its rows are on disk.
+    SnapshotWithoutFlip,
+    /// What was applied is written apart from how far it was applied.
+    PositionApart,
+    /// Now and then a subscriber is told that it is further than what it was sent.
+    SkipsDelta,
+    /// A subscriber that is ahead of its replica is sent an older table.
+    BackInTime,
+    /// A replica comes back with an empty disk under its old id.
+    ReusedNodeId,
+}
+
+impl Bug {
+    /// Every one.
+    pub const ALL: [Bug; 9] = [
+        Bug::AcknowledgesBeforeSync,
+        Bug::VoteNotSynced,
+        Bug::LeaseRead,
+        Bug::DuplicateApplied,
+        Bug::SnapshotWithoutFlip,
+        Bug::PositionApart,
+        Bug::SkipsDelta,
+        Bug::BackInTime,
+        Bug::ReusedNodeId,
+    ];
+
+    /// By its name.
+    pub fn parse(name: &str) -> Option<Bug> {
+        Bug::ALL.into_iter().find(|bug| format!("{bug:?}") == name)
+    }
+}
+
+thread_local! {
+    static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
+}
+
+/// Plants a bug into everything that this thread runs from now on.
+pub fn plant(bug: Option<Bug>) {
+    PLANTED.set(bug);
+}
+
+/// True if the bug is planted in this thread.
+pub fn planted(bug: Bug) -> bool {
+    PLANTED.get() == Some(bug)
+}
+
+/// The command, without the session that would tell that it was applied before.
+pub fn as_if_new(state: &State, command: Command) -> Command {
+    let repeated = command
+        .session
+        .is_some_and(|(id, sequence)| state.sessions.get(&id).is_some_and(|last| last.sequence == sequence));
+    match planted(Bug::DuplicateApplied) && repeated {
+        true => Command {
+            session: None,
+            ..command
+        },
+        false => command,
+    }
+}
+
+/// The delta, now and then without what it puts.
+pub fn skipped(delta: &Delta) -> Delta {
+    let mut delta = delta.clone();
+    if planted(Bug::SkipsDelta) && delta.to.0.is_multiple_of(50) {
+        delta.puts.clear();
+    }
+    delta
+}
