@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # One benchmark, in the release profile: bench.sh store|proxy [arguments of the benchmark].
 #
-# A release build would compile RocksDB a second time, for a quarter of an hour. The development profile already compiles
-# it optimised (Cargo.toml), so the release build links that same library.
+# A release build would compile RocksDB a second time. The development profile already compiles it optimised (Cargo.toml),
+# so the release build links that same library.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
