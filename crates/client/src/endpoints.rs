@@ -254,9 +254,9 @@ impl Replica {
             let endpoint = Endpoint::from(self.uri.clone())
                 .connect_timeout(CONNECT_TIMEOUT)
                 .tcp_nodelay(true)
-                // A machine that vanishes closes no connection.
-                .http2_keep_alive_interval(Duration::from_secs(2))
-                .keep_alive_timeout(Duration::from_secs(3))
+                // A machine that vanishes closes no connection, and a process that stands still answers no call.
+                .http2_keep_alive_interval(Duration::from_secs(1))
+                .keep_alive_timeout(Duration::from_millis(1500))
                 .keep_alive_while_idle(true)
                 // Large enough that a snapshot is not paced by window updates, and does not starve calls beside it.
                 .initial_stream_window_size(2 * 1024 * 1024)

@@ -293,11 +293,33 @@ impl Consensus {
         }
     }
 
+    /// Returns once nothing was heard for longer than any election takes, from the leader or, as the leader, from a
+    /// quorum, and this call has waited as long: another replica may be better placed.
+    pub async fn out_of_touch(&self) {
+        const BEYOND_AN_ELECTION: Duration = Duration::from_secs(1);
+        let patience = BEYOND_AN_ELECTION + Duration::from_millis(self.raft.config().election_timeout_max);
+        let began = Instant::now();
+        loop {
+            let age = self.leader_contact_age().unwrap_or(Duration::MAX).min(began.elapsed());
+            match patience.checked_sub(age) {
+                None | Some(Duration::ZERO) => return,
+                Some(left) => tokio::time::sleep(left).await,
+            }
+        }
+    }
+
     /// A state that holds every write acknowledged before this call began, on the leader or on a follower.
     ///
     /// # Errors
-    /// [`ReadUnavailable`]: no leader with a quorum answered before the deadline.
+    /// [`ReadUnavailable`]: no leader with a quorum answered before the deadline, or while this replica was in touch.
     pub async fn read(&self, deadline: Instant) -> Result<Arc<Position>, ReadUnavailable> {
+        tokio::select! {
+            read = self.read_in_touch(deadline) => read,
+            () = self.out_of_touch() => Err(ReadUnavailable),
+        }
+    }
+
+    async fn read_in_touch(&self, deadline: Instant) -> Result<Arc<Position>, ReadUnavailable> {
         const RETRY: Duration = Duration::from_millis(25);
         loop {
             // A new read index for every try: one that is used twice may be older than the call.

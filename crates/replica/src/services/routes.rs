@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::{Stream, StreamExt as _};
@@ -167,8 +168,8 @@ impl Routes for RoutesService {
 }
 
 impl RoutesService {
-    /// Has the leader decide: here, or by forwarding once. Waits through an election or a transfer, until `deadline` or
-    /// until this replica stops.
+    /// Has the leader decide: here, or by forwarding once. Waits through an election or a transfer, until `deadline`, or
+    /// until this replica stops or has lost touch: then another one may lead, or know who does.
     async fn decide<T, P, F>(
         &self,
         consensus: &Consensus,
@@ -181,11 +182,15 @@ impl RoutesService {
         P: Future<Output = Result<T, ProposeError>>,
         F: Future<Output = Result<Response<T>, Status>>,
     {
+        // From the moment on at which the leader may have it.
+        let on_its_way = AtomicBool::new(false);
         let decided = async {
             loop {
+                on_its_way.store(false, Ordering::Relaxed);
                 // Whoever leads next is asked at once.
                 let mut tried = None;
                 if consensus.is_leader() {
+                    on_its_way.store(true, Ordering::Relaxed);
                     match propose().await {
                         Ok(answer) => return Ok(answer),
                         Err(ProposeError::Rejected(rejection)) => return Err(errors::rejected(&rejection)),
@@ -197,6 +202,7 @@ impl RoutesService {
                 } else if let Some((id, node)) = consensus.leader()
                     && id != consensus.identity().node_id
                 {
+                    on_its_way.store(true, Ordering::Relaxed);
                     match forwarded_to(consensus, &node.client_address, &forward).await {
                         // It was not the leader any more, or not reachable at all: nothing was written, the search goes on.
                         Err(status) if Reason::from_status(&status) == Some(Reason::NoLeader) => {
@@ -218,10 +224,15 @@ impl RoutesService {
                 let _ = tokio::time::timeout(LEADER_RETRY, consensus.led_by_another(tried)).await;
             }
         };
-        tokio::select! {
-            answer = decided => answer,
-            () = self.0.stopped() => Err(Reason::Unknown.status("this replica stopped before the write was decided")),
-        }
+        let ended = tokio::select! {
+            answer = decided => return answer,
+            () = self.0.stopped() => "this replica stopped",
+            () = consensus.out_of_touch() => "this replica has lost touch with the others",
+        };
+        Err(match on_its_way.load(Ordering::Relaxed) {
+            true => Reason::Unknown.status(format!("{ended} before the write was decided")),
+            false => Reason::NoLeader.status(format!("nothing was written: {ended}; ask another one")),
+        })
     }
 
     /// The answer to a decided write, after waiting for the proxies of all replicas.
