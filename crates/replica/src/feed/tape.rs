@@ -12,7 +12,7 @@ use bytes::Bytes;
 use holdfast_table::{Delta, Revision, State};
 use holdfast_wire::proto;
 use prost::Message as _;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::storage::state_machine::{Position, Published};
 
@@ -24,11 +24,12 @@ const ROUTES_MAX: usize = 20_000;
 const FRAMES_MAX: usize = 256;
 const BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// The newest frames, and the state at their end.
+/// The newest frames, and the state at their end; neither while nobody follows.
 #[derive(Default)]
 pub struct Tape {
     frames: Mutex<Frames>,
     end: watch::Sender<Option<Arc<Position>>>,
+    followed: Notify,
 }
 
 /// One delta on the tape.
@@ -52,6 +53,11 @@ impl Tape {
     pub async fn record(&self, published: Published) {
         let mut applied = published.applied();
         loop {
+            if self.end.receiver_count() == 0 {
+                // Where a state changes that is held here, it is copied.
+                self.forget();
+                self.followed.notified().await;
+            }
             applied.mark_unchanged();
             self.advance(published.load());
             tokio::time::sleep(COALESCE).await;
@@ -63,7 +69,14 @@ impl Tape {
 
     /// The state at the tape's end; `None` before there is one. Changes when it moves.
     pub fn end(&self) -> watch::Receiver<Option<Arc<Position>>> {
-        self.end.subscribe()
+        let end = self.end.subscribe();
+        self.followed.notify_one();
+        end
+    }
+
+    fn forget(&self) {
+        *self.frames.lock().expect("nobody panics with it") = Frames::default();
+        self.end.send_replace(None);
     }
 
     /// The frame that goes on from `cursor`, if it is on the tape.

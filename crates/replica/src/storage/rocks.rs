@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode, Direction,
-    IteratorMode, Options, WriteBatch,
+    IteratorMode, MemtableFactory, Options, WriteBatch,
 };
 
 use super::disk::{Batch, Change, Disk, Family, Row};
@@ -146,11 +146,16 @@ fn is_whole(db: &DB, reached: u64) -> Result<(), String> {
 
 fn families() -> [ColumnFamilyDescriptor; 3] {
     Family::ALL.map(|family| {
-        let buffer = match family {
-            Family::Meta => MIB,
-            Family::Log | Family::Table => 16 * MIB,
-        };
-        ColumnFamilyDescriptor::new(name(family), family_options(buffer))
+        let mut options = family_options();
+        match family {
+            Family::Meta => options.set_write_buffer_size(MIB),
+            Family::Log | Family::Table => {
+                options.set_write_buffer_size(16 * MIB);
+                // Written all the time and hardly ever read, so sorted only when it is.
+                options.set_memtable_factory(MemtableFactory::Vector);
+            }
+        }
+        ColumnFamilyDescriptor::new(name(family), options)
     })
 }
 
@@ -191,6 +196,8 @@ fn database_options() -> Options {
     options.set_paranoid_checks(true);
     options.set_max_total_wal_size(64 * MIB as u64);
     options.set_db_write_buffer_size(24 * MIB);
+    // Needed by vectors; there is no second writer that could gain by it.
+    options.set_allow_concurrent_memtable_write(false);
     options.set_max_open_files(128);
     options.set_max_background_jobs(2);
     options.set_keep_log_file_num(3);
@@ -198,11 +205,10 @@ fn database_options() -> Options {
     options
 }
 
-fn family_options(write_buffer: usize) -> Options {
+fn family_options() -> Options {
     let mut blocks = BlockBasedOptions::default();
     blocks.set_block_cache(&Cache::new_lru_cache(8 * MIB));
     let mut options = Options::default();
-    options.set_write_buffer_size(write_buffer);
     options.set_compression_type(DBCompressionType::None);
     options.set_block_based_table_factory(&blocks);
     options

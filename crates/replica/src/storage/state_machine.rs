@@ -2,10 +2,9 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use holdfast_table::{Command, Digest, Epoch, HubId, Namespace, Outcome, Revision, State, Table};
@@ -30,8 +29,9 @@ use crate::simulation::planted::{self, Bug, planted};
 
 /// Rows written at once while a snapshot is installed.
 const INSTALL_ROWS: usize = if cfg!(test) { 3 } else { 5_000 };
-/// An entry of more bytes is applied beside the other tasks of its thread: they keep the leader known as alive.
-const BESIDE_BYTES: usize = 256 * 1024;
+/// An entry of more bytes takes long to apply: beside the other tasks of its thread, which keep the leader known as alive,
+/// and beside those who read the state.
+const LONG_BYTES: usize = 64 * 1024;
 
 /// A state and its place in the log.
 #[derive(Clone, Default)]
@@ -68,12 +68,45 @@ impl Position {
     }
 }
 
-/// The state as it is now, for everybody but the state machine itself: read without a lock, waited for without polling.
+/// The state as it is now, for everybody but the state machine itself: never half of an entry, waited for without polling.
 #[derive(Clone)]
 pub struct Published {
-    current: Arc<ArcSwap<Position>>,
+    current: Current,
     applied: watch::Receiver<u64>,
     digests: Arc<Mutex<Digests>>,
+}
+
+/// The newest position. Changed in place while nobody else holds it, which spares the copies of the nodes that change.
+#[derive(Clone)]
+struct Current(Arc<Mutex<Arc<Position>>>);
+
+impl Current {
+    fn new(position: Position) -> Self {
+        Current(Arc::new(Mutex::new(Arc::new(position))))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Arc<Position>> {
+        self.0.lock().expect("nobody panics with it")
+    }
+
+    fn load(&self) -> Arc<Position> {
+        self.lock().clone()
+    }
+
+    /// Changes the position. Whoever loads it meanwhile waits, unless it takes `long`: then they get the one before.
+    fn change<T>(&self, long: bool, change: impl FnOnce(&mut Position) -> T) -> T {
+        if !long {
+            return change(Arc::make_mut(&mut self.lock()));
+        }
+        let mut next = self.load();
+        let answer = change(Arc::make_mut(&mut next));
+        *self.lock() = next;
+        answer
+    }
+
+    fn replace(&self, position: Position) {
+        *self.lock() = Arc::new(position);
+    }
 }
 
 /// The digests of the newest revisions.
@@ -102,7 +135,7 @@ impl Digests {
 impl Published {
     /// The newest state.
     pub fn load(&self) -> Arc<Position> {
-        self.current.load_full()
+        self.current.load()
     }
 
     /// Changes with every applied batch of entries; holds the index of the last.
@@ -129,9 +162,8 @@ impl Published {
 /// What openraft drives.
 pub struct StateMachine {
     store: Store,
-    position: Position,
+    current: Current,
     generation: u32,
-    published: Arc<ArcSwap<Position>>,
     applied: watch::Sender<u64>,
     digests: Arc<Mutex<Digests>>,
 }
@@ -150,8 +182,8 @@ impl StateMachine {
         } = load(&store).map_err(damaged)?;
         // Left from a snapshot that was interrupted, or not yet cleared away after one that was not.
         store.disk.write(stale).map_err(damaged)?;
-        let current = Arc::new(ArcSwap::from_pointee(position.clone()));
         let (applied, receiver) = watch::channel(position.applied.map_or(0, |log_id| log_id.index));
+        let current = Current::new(position);
         let digests = Arc::new(Mutex::new(Digests::default()));
         let published = Published {
             current: current.clone(),
@@ -161,28 +193,24 @@ impl StateMachine {
         let machine = StateMachine {
             digests,
             store,
-            position,
+            current,
             generation,
-            published: current,
             applied,
         };
         Ok((machine, published))
     }
 
     #[cfg(test)]
-    pub fn state(&self) -> &State {
-        &self.position.state
+    pub fn state(&self) -> State {
+        self.current.load().state.clone()
     }
 
-    fn note_digest(&self) {
-        let mut digests = self.digests.lock().expect("nobody panics with it");
-        digests.note(&self.position.state.table);
+    fn note_digest(&self, table: &Table) {
+        self.digests.lock().expect("nobody panics with it").note(table);
     }
 
-    fn publish(&self) {
-        self.published.store(Arc::new(self.position.clone()));
-        self.applied
-            .send_replace(self.position.applied.map_or(0, |log_id| log_id.index));
+    fn publish(&self, applied: Option<LogId>) {
+        self.applied.send_replace(applied.map_or(0, |log_id| log_id.index));
     }
 
     fn write_position(&self, batch: &mut Batch, position: &Position, generation: u32) {
@@ -195,31 +223,36 @@ impl StateMachine {
         batch.put(Family::Meta, keys::APPLIED, applied.encode_to_vec());
     }
 
-    fn apply_entry(&mut self, batch: &mut Batch, index: u64, proposal: &Proposal) -> io::Result<Applied> {
-        let contents = contents(index, proposal)?.into_iter();
-        Ok(contents
-            .map(|content| self.apply_content(batch, index, content))
-            .collect())
+    fn apply_entry(&self, batch: &mut Batch, log_id: LogId, proposal: &Proposal) -> io::Result<Applied> {
+        let contents = contents(log_id.index, proposal)?.into_iter();
+        let long = proposal.0.len() > LONG_BYTES;
+        Ok(self.current.change(long, |position| {
+            position.applied = Some(log_id);
+            let state = &mut position.state;
+            contents
+                .map(|content| self.apply_content(state, batch, log_id.index, content))
+                .collect()
+        }))
     }
 
-    fn apply_content(&mut self, batch: &mut Batch, index: u64, content: Content) -> Answer {
+    fn apply_content(&self, state: &mut State, batch: &mut Batch, index: u64, content: Content) -> Answer {
         match content {
             Content::Write(command) => {
                 #[cfg(test)]
-                let command = planted::as_if_new(&self.position.state, command);
-                let outcome = self.position.state.apply(index, &command);
+                let command = planted::as_if_new(state, command);
+                let outcome = state.apply(index, &command);
                 if outcome.delta.is_some() {
-                    self.note_digest();
+                    self.note_digest(&state.table);
                 }
-                self.mirror(batch, &command, &outcome);
+                self.mirror(batch, state, &command, &outcome);
                 Answer::Write(outcome.result)
             }
             // Its rows are in the header, which is written with the position.
-            Content::OpenHub(namespace, hub) => Answer::Hub(self.position.state.open_hub(&namespace, hub)),
+            Content::OpenHub(namespace, hub) => Answer::Hub(state.open_hub(&namespace, hub)),
         }
     }
 
-    fn mirror(&self, batch: &mut Batch, command: &Command, outcome: &Outcome) {
+    fn mirror(&self, batch: &mut Batch, state: &State, command: &Command, outcome: &Outcome) {
         let family = Family::Table;
         let generation = self.generation;
         if let Some(delta) = &outcome.delta {
@@ -244,7 +277,7 @@ impl StateMachine {
             batch.delete(family, keys::session(generation, id));
         }
         if let Some((id, _)) = &command.session
-            && let Some(session) = self.position.state.sessions.get(id)
+            && let Some(session) = state.sessions.get(id)
         {
             batch.put(
                 family,
@@ -297,7 +330,7 @@ impl StateMachine {
         #[cfg(test)]
         if planted(Bug::SnapshotWithoutFlip) {
             self.generation = generation;
-            self.position = position;
+            self.current.replace(position);
             return Ok(());
         }
         disk.sync()?;
@@ -305,7 +338,7 @@ impl StateMachine {
         old.delete_range(family, self.generation.to_be_bytes(), generation.to_be_bytes());
         disk.write(old)?;
         self.generation = generation;
-        self.position = position;
+        self.current.replace(position);
         Ok(())
     }
 }
@@ -418,7 +451,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     type SnapshotBuilder = Builder;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
-        Ok((self.position.applied, self.position.membership.clone()))
+        let position = self.current.load();
+        Ok((position.applied, position.membership.clone()))
     }
 
     /// One unsynced batch with its position: the log has it on a quorum's disks, and comes before it in the write-ahead log.
@@ -428,36 +462,45 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     {
         let mut batch = Batch::default();
         let mut answers = Vec::new();
-        let mut large = false;
+        let mut long = false;
         while let Some(item) = entries.next().await {
             let (entry, responder) = item?;
             let answer = match entry.payload {
-                EntryPayload::Blank => Applied::new(),
-                EntryPayload::Normal(proposal) if proposal.0.len() > BESIDE_BYTES => {
-                    large = true;
-                    beside(|| self.apply_entry(&mut batch, entry.log_id.index, &proposal))?
+                EntryPayload::Normal(proposal) if proposal.0.len() > LONG_BYTES => {
+                    long = true;
+                    beside(|| self.apply_entry(&mut batch, entry.log_id, &proposal))?
                 }
-                EntryPayload::Normal(proposal) => self.apply_entry(&mut batch, entry.log_id.index, &proposal)?,
+                EntryPayload::Normal(proposal) => self.apply_entry(&mut batch, entry.log_id, &proposal)?,
+                EntryPayload::Blank => {
+                    self.current
+                        .change(false, |position| position.applied = Some(entry.log_id));
+                    Applied::new()
+                }
                 EntryPayload::Membership(membership) => {
-                    self.position
-                        .join(StoredMembership::new(Some(entry.log_id), membership));
+                    self.current.change(false, |position| {
+                        position.applied = Some(entry.log_id);
+                        position.join(StoredMembership::new(Some(entry.log_id), membership));
+                    });
                     Applied::new()
                 }
             };
-            self.position.applied = Some(entry.log_id);
             answers.extend(responder.map(|responder| (responder, answer)));
         }
         #[cfg(test)]
         if planted(Bug::PositionApart) {
             self.store.disk.write(std::mem::take(&mut batch))?;
         }
-        self.write_position(&mut batch, &self.position, self.generation);
-        match large {
+        let applied = {
+            let position = self.current.lock();
+            self.write_position(&mut batch, &position, self.generation);
+            position.applied
+        };
+        match long {
             true => beside(|| self.store.disk.write(batch))?,
             false => self.store.disk.write(batch)?,
         }
-        // Seen by everybody before the writer hears of it, so that a writer's next read finds its write.
-        self.publish();
+        // Before the writer hears of it, so that a writer's next read finds its write.
+        self.publish(applied);
         answers
             .into_iter()
             .for_each(|(responder, answer)| responder.send(answer));
@@ -465,7 +508,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
-        Builder(self.position.clone())
+        Builder(self.current.load())
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, state: State) -> io::Result<()> {
@@ -476,15 +519,17 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         };
         position.join(meta.last_membership.clone());
         beside(|| self.install(position))?;
-        self.note_digest();
-        self.publish();
+        let position = self.current.load();
+        self.note_digest(&position.state.table);
+        self.publish(position.applied);
         Ok(())
     }
 
     /// An image of the present costs nothing, and is better than any older one.
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
-        match self.position.applied {
-            Some(_) => Builder(self.position.clone()).build_snapshot().await.map(Some),
+        let position = self.current.load();
+        match position.applied {
+            Some(_) => Builder(position).build_snapshot().await.map(Some),
             None => Ok(None),
         }
     }
@@ -499,7 +544,7 @@ fn beside<T>(work: impl FnOnce() -> T) -> T {
 }
 
 /// A frozen view: a clone of the persistent table, whatever its size.
-pub struct Builder(Position);
+pub struct Builder(Arc<Position>);
 
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = State;
