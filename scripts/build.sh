@@ -32,4 +32,6 @@ if [ ! -t 2 ]; then
     reporter=$!
     trap 'kill "$reporter" 2>/dev/null || true' EXIT
 fi
-cargo build "${@:---workspace}"
+# Always with the tests: the features of what they use are others than the programs' alone, and half of the crates would be
+# compiled twice by who runs the demo, then the tests.
+cargo build --workspace --bins --tests "$@"

@@ -11,8 +11,7 @@ step "manifests and scripts (pytest)"
 "$HOLDFAST_VENV/bin/python" -m pytest -q -p no:asyncio tests/deploy scripts --ignore tests/deploy/test_command_lines.py
 
 step "build"
-# With the tests: their features are others than the programs' alone, and half of the crates would be compiled twice.
-scripts/build.sh --workspace --bins --tests
+scripts/build.sh
 
 step "Rust tests"
 if cargo nextest --version >/dev/null 2>&1; then

@@ -22,7 +22,7 @@ scripts/install_cargo_deny.sh
 "$HOLDFAST_CACHE/tools/bin/cargo-deny" --locked check licenses bans sources
 
 step "Rust lints (clippy)"
-scripts/build.sh --locked --workspace --bins --tests
+scripts/build.sh --locked
 cargo clippy --locked --workspace --all-targets -- -D warnings
 
 step "documentation"
