@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::services::chp_api::ChpApiConfig;
 use crate::storage::probe;
 
 /// Where a replica listens for its peers.
@@ -63,6 +64,8 @@ pub struct ReplicaConfig {
     pub listen_peer: SocketAddr,
     /// HTTP for probes and metrics; `None`: not served.
     pub listen_admin: Option<SocketAddr>,
+    /// configurable-http-proxy's REST API; `None`: not served.
+    pub chp_api: Option<ChpApiConfig>,
     /// The client address that others are told; `None`: the one that is listened on.
     pub advertise_client: Option<String>,
 }
@@ -126,6 +129,12 @@ impl ReplicaConfig {
         if let Some(address) = self.advertise_client.as_ref().filter(|address| !is_host_port(address)) {
             wrong("advertise-client", address.clone(), "must be host:port");
         }
+        if let Some(api) = self.chp_api.as_ref().filter(|api| api.tokens.is_empty())
+            && !api.listen.ip().is_loopback()
+        {
+            let problem = "is open to everybody who reaches it: give a token, or a loopback address";
+            wrong("listen-chp-api", api.listen.to_string(), problem);
+        }
         let Range { start, end } = self.cluster.election_timeout(Duration::ZERO);
         let range = || format!("{start:?}..{end:?}");
         if self.cluster.heartbeat < Duration::from_millis(5) {
@@ -154,7 +163,10 @@ fn is_host_port(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use holdfast_table::Namespace;
+
     use super::*;
+    use crate::services::chp_api::Tokens;
 
     fn config(peers: &[(&str, &str)], name: &str) -> ReplicaConfig {
         let peers = peers
@@ -176,6 +188,7 @@ mod tests {
             listen_client: ([127, 0, 0, 1], 0).into(),
             listen_peer: ([127, 0, 0, 1], 0).into(),
             listen_admin: None,
+            chp_api: None,
             advertise_client: None,
         }
     }
@@ -205,6 +218,12 @@ mod tests {
         let mut bad = config(&[("r0", "a:1"), ("r0", "a:1"), ("r2", "nowhere")], "r9");
         bad.advertise_client = Some("x".into());
         bad.cluster.heartbeat = Duration::from_millis(500);
+        bad.chp_api = Some(ChpApiConfig {
+            listen: ([0, 0, 0, 0], 8001).into(),
+            tokens: Tokens::default(),
+            namespace: Namespace::default(),
+            host_routing: false,
+        });
         let problems: Vec<String> = bad.problems().iter().map(ToString::to_string).collect();
         let text = problems.join("\n");
         for expected in [
@@ -215,6 +234,7 @@ mod tests {
             "\"nowhere\"",
             "\"x\"",
             "two heartbeats",
+            "listen-chp-api \"0.0.0.0:8001\"",
         ] {
             assert!(text.contains(expected), "{expected} in {text}");
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use axum::Router;
 use holdfast_table::{Digest, Lineage, Revision};
 use holdfast_wire::proto::cluster_server::ClusterServer;
 use holdfast_wire::proto::raft_server::RaftServer;
@@ -31,7 +32,7 @@ use crate::scrub::{Finding, scrub};
 use crate::services::cluster::ClusterService;
 use crate::services::raft::RaftService;
 use crate::services::routes::RoutesService;
-use crate::services::{Admission, Context, admin};
+use crate::services::{Admission, Context, admin, chp_api};
 use crate::storage::identity::Identity;
 use crate::storage::log::LogStore;
 use crate::storage::state_machine::{Published, StateMachine};
@@ -80,9 +81,9 @@ pub enum RunError {
     /// A listener failed.
     #[error("a server ended")]
     Server(#[from] tonic::transport::Error),
-    /// The listener for probes failed.
-    #[error("the admin server ended")]
-    Admin(#[source] std::io::Error),
+    /// The listener for probes, or for configurable-http-proxy's API, failed.
+    #[error("an HTTP server ended")]
+    Http(#[source] std::io::Error),
     /// Joining failed.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -222,6 +223,7 @@ pub struct Replica {
     client: TcpListener,
     peer: TcpListener,
     admin: Option<TcpListener>,
+    chp_api: Option<TcpListener>,
 }
 
 impl ReplicaConfig {
@@ -238,6 +240,10 @@ impl ReplicaConfig {
         let peer = listen("listen-peer", self.listen_peer).await?;
         let admin = match self.listen_admin {
             Some(address) => Some(listen("listen-admin", address).await?),
+            None => None,
+        };
+        let chp_api = match &self.chp_api {
+            Some(api) => Some(listen("listen-chp-api", api.listen).await?),
             None => None,
         };
         let store = Store::open(&self.data_dir)?;
@@ -280,6 +286,7 @@ impl ReplicaConfig {
             client,
             peer,
             admin,
+            chp_api,
         })
     }
 }
@@ -310,6 +317,7 @@ impl Replica {
             client,
             peer,
             admin,
+            chp_api,
         } = self;
         tracing::info!(name = config.name, client = %client.local_addr().map_or_else(|_| String::new(), |a| a.to_string()), "replica starts");
         let lineage = published.load().state.lineage.clone();
@@ -319,7 +327,11 @@ impl Replica {
         let mut peers = JoinSet::new();
         peers.spawn_on(serve_peers(context.clone(), peer), raft.handle());
         if let Some(admin) = admin {
-            tasks.spawn(serve_admin(context.clone(), admin));
+            tasks.spawn(serve_http(context.clone(), admin, admin::router(context.clone())));
+        }
+        if let (Some(listener), Some(api)) = (chp_api, config.chp_api.clone()) {
+            let router = chp_api::router(context.clone(), api);
+            tasks.spawn(serve_http(context.clone(), listener, router));
         }
         let started = async {
             let identity = bootstrap::join(&config, &context.introduction, &context.store).await?;
@@ -582,10 +594,10 @@ async fn serve_peers(context: Arc<Context>, listener: TcpListener) -> Result<(),
         .await?)
 }
 
-async fn serve_admin(context: Arc<Context>, listener: TcpListener) -> Result<(), RunError> {
+async fn serve_http(context: Arc<Context>, listener: TcpListener, router: Router) -> Result<(), RunError> {
     let stopping = context.stopping.clone().cancelled_owned();
-    axum::serve(listener, admin::router(context))
+    axum::serve(listener, router)
         .with_graceful_shutdown(stopping)
         .await
-        .map_err(RunError::Admin)
+        .map_err(RunError::Http)
 }

@@ -3,6 +3,7 @@
 pub mod admin;
 mod admission;
 pub mod backup;
+pub mod chp_api;
 pub mod cluster;
 pub mod members;
 pub mod raft;

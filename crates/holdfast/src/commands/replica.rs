@@ -5,10 +5,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use holdfast_replica::{ClusterConfig, ConfigError, ReplicaConfig};
+use holdfast_replica::{ChpApiConfig, ClusterConfig, ConfigError, ReplicaConfig};
 use tokio::task::JoinSet;
 
-use super::{Common, CommonArgs, block_on};
+use super::{Common, CommonArgs, block_on, one_namespace};
 use crate::config::{Mistakes, Settings, parse};
 use crate::limits;
 use crate::shutdown::Stop;
@@ -61,6 +61,35 @@ pub struct ReplicaArgs {
         default_value = "127.0.0.1:7013"
     )]
     listen_admin: String,
+
+    /// Where configurable-http-proxy's REST API is answered: HTTP /api/routes, for a hub whose
+    /// ConfigurableHTTPProxy.api_url leads here. Empty: nowhere.
+    #[arg(long, env = "HOLDFAST_LISTEN_CHP_API", value_name = "IP:PORT", default_value = "")]
+    listen_chp_api: String,
+
+    /// A file with the tokens that open that API, one a line: the hub's CONFIGPROXY_AUTH_TOKEN, and a second one while
+    /// it changes. Without it the API is open, and only a loopback address will do.
+    #[arg(long, env = "HOLDFAST_CHP_API_TOKEN_FILE", value_name = "FILE")]
+    chp_api_token_file: Option<String>,
+
+    /// Whose routes that API shows and writes.
+    #[arg(
+        long,
+        env = "HOLDFAST_CHP_API_NAMESPACE",
+        value_name = "NAMESPACE",
+        default_value = "default"
+    )]
+    chp_api_namespace: String,
+
+    /// Whether the first segment of a path of that API is a host (configurable-http-proxy's --host-routing): true or
+    /// false.
+    #[arg(
+        long,
+        env = "HOLDFAST_CHP_API_HOST_ROUTING",
+        value_name = "BOOL",
+        default_value = "false"
+    )]
+    chp_api_host_routing: String,
 
     /// The client address that hubs and proxies are told, where it is another than --listen-client.
     /// [default: --listen-client]
@@ -145,6 +174,15 @@ fn read(args: &ReplicaArgs, settings: &mut Settings) -> Result<(ReplicaConfig, C
         "" => Some(None),
         address => settings.read("listen-admin", address, parse::listen_address).map(Some),
     };
+    let listen_chp_api = match args.listen_chp_api.as_str() {
+        "" => Some(None),
+        address => settings
+            .read("listen-chp-api", address, parse::listen_address)
+            .map(Some),
+    };
+    let tokens = settings.read_optional("chp-api-token-file", args.chp_api_token_file.as_deref(), parse::tokens);
+    let namespace = settings.read("chp-api-namespace", &args.chp_api_namespace, one_namespace);
+    let host_routing = settings.read("chp-api-host-routing", &args.chp_api_host_routing, parse::boolean);
     for (flag, text, address, before) in [
         (
             "listen-peer",
@@ -157,6 +195,16 @@ fn read(args: &ReplicaArgs, settings: &mut Settings) -> Result<(ReplicaConfig, C
             &args.listen_admin,
             listen_admin.flatten(),
             vec![("listen-client", listen_client), ("listen-peer", listen_peer)],
+        ),
+        (
+            "listen-chp-api",
+            &args.listen_chp_api,
+            listen_chp_api.flatten(),
+            vec![
+                ("listen-client", listen_client),
+                ("listen-peer", listen_peer),
+                ("listen-admin", listen_admin.flatten()),
+            ],
         ),
     ] {
         let taken = before
@@ -201,6 +249,13 @@ fn read(args: &ReplicaArgs, settings: &mut Settings) -> Result<(ReplicaConfig, C
     let auto_replace = settings.read("auto-replace", &args.auto_replace, parse::boolean);
     let common = args.common.read(settings, "info");
     let config = (|| {
+        let (tokens, namespace, host_routing) = (tokens?.unwrap_or_default(), namespace?, host_routing?);
+        let chp_api = listen_chp_api?.map(|listen| ChpApiConfig {
+            listen,
+            tokens,
+            namespace,
+            host_routing,
+        });
         let config = ReplicaConfig {
             cluster: ClusterConfig {
                 peers: peers?,
@@ -213,6 +268,7 @@ fn read(args: &ReplicaArgs, settings: &mut Settings) -> Result<(ReplicaConfig, C
             listen_client: listen_client?,
             listen_peer: listen_peer?,
             listen_admin: listen_admin?,
+            chp_api,
             advertise_client: advertise_client?,
         };
         Some((config, common?))

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use holdfast_client::Endpoints;
-use holdfast_replica::PeerAddress;
+use holdfast_replica::{PeerAddress, Tokens};
 
 /// The longest name of a replica or proxy.
 const NAME_BYTES_MAX: usize = 253;
@@ -139,6 +139,16 @@ pub fn directory(text: &str) -> Result<PathBuf, String> {
         _ if text.is_empty() => Err("must not be empty".into()),
         Ok(metadata) if !metadata.is_dir() => Err("is a file: give a directory".into()),
         _ => Ok(path),
+    }
+}
+
+/// A file of tokens, one a line.
+pub fn tokens(path: &str) -> Result<Tokens, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}"))?;
+    let tokens = Tokens::new(text.lines().map(str::trim));
+    match tokens.is_empty() {
+        true => Err("has no token in it: write one a line".into()),
+        false => Ok(tokens),
     }
 }
 

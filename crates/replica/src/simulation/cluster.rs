@@ -135,6 +135,7 @@ fn config(at: usize, replicas: usize) -> ReplicaConfig {
         listen_client: ([0, 0, 0, 0], CLIENT_PORT).into(),
         listen_peer: ([0, 0, 0, 0], PEER_PORT).into(),
         listen_admin: None,
+        chp_api: None,
         advertise_client: Some(format!("{}:{CLIENT_PORT}", name(at))),
     }
 }
@@ -174,8 +175,8 @@ async fn run(world: &World, at: usize) -> Result<(), RunError> {
         backups: crate::services::backup::permits(),
         streams: TaskTracker::new(),
     });
-    let clients = network::listen(CLIENT_PORT).await.map_err(RunError::Admin)?;
-    let peers = network::listen(PEER_PORT).await.map_err(RunError::Admin)?;
+    let clients = network::listen(CLIENT_PORT).await.map_err(RunError::Http)?;
+    let peers = network::listen(PEER_PORT).await.map_err(RunError::Http)?;
     let server = || {
         Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(2)))

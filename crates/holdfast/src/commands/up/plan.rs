@@ -142,6 +142,7 @@ impl Plan {
             listen_client: self.replica_address(index, 0),
             listen_peer: self.replica_address(index, 1),
             listen_admin: Some(self.replica_address(index, 2)),
+            chp_api: None,
             advertise_client: None,
         };
         (0..self.replicas).map(config).collect()

@@ -1,0 +1,357 @@
+//! configurable-http-proxy's REST API: an unmodified hub changes one URL, `ConfigurableHTTPProxy.api_url`.
+//!
+//! Paths, status codes and texts are those of CHP 5.3.0 (`lib/configproxy.js`), with three differences. A caller without
+//! a token learns that before anything else. What CHP leaves without any answer (a malformed escape, DELETE without a
+//! path) is answered. And a path is stored in the spelling that a hub gives it, so that the same hub finds its routes by
+//! gRPC too.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use holdfast_table::route::{DATA_BYTES_MAX, SPEC_BYTES_MAX};
+use holdfast_table::{Entry, Namespace, RouteSpec};
+use holdfast_wire::proto;
+use holdfast_wire::proto::routes_server::Routes as _;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use serde_json::{Map, Value};
+use tokio::time::Instant;
+use tonic::{Code, Status};
+
+use super::Context;
+use super::routes::RoutesService;
+use crate::storage::state_machine::Position;
+
+const ROUTES: &str = "/api/routes";
+/// A hub tries a call again for 30 s.
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+/// A redirect to the new server follows at once.
+const WAIT_FOR_PROXIES_MS: u32 = 1_000;
+const BODY_BYTES_MAX: usize = DATA_BYTES_MAX + SPEC_BYTES_MAX + 1024;
+/// What JupyterHub leaves as it is in a routespec: `quote(.., safe="@/~")` of Python.
+const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'/')
+    .remove(b'@')
+    .remove(b'~')
+    .remove(b'_')
+    .remove(b'.')
+    .remove(b'-');
+/// Its presence says that a route is the hub's. All of the namespace are, so it is kept only where it is absent.
+const HUBS_MARK: &str = "jupyterhub";
+
+/// What this API is told.
+#[derive(Clone, Debug)]
+pub struct ChpApiConfig {
+    /// Where it is served, over HTTP/1.1.
+    pub listen: SocketAddr,
+    /// Who may call it.
+    pub tokens: Tokens,
+    /// Whose routes it shows and writes.
+    pub namespace: Namespace,
+    /// Whether the first segment of a path is a host, as under `configurable-http-proxy --host-routing`.
+    pub host_routing: bool,
+}
+
+/// The tokens that open the API; without any it is open to everybody. Only their hashes are kept.
+#[derive(Clone, Default)]
+pub struct Tokens(Vec<blake3::Hash>);
+
+impl Tokens {
+    /// Empty ones are left out.
+    pub fn new<'a>(tokens: impl IntoIterator<Item = &'a str>) -> Self {
+        let tokens = tokens.into_iter().filter(|token| !token.is_empty());
+        Tokens(tokens.map(|token| blake3::hash(token.as_bytes())).collect())
+    }
+
+    /// True if there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// `Authorization: token ...`, in lower case, as CHP wants it.
+    fn admit(&self, headers: &HeaderMap) -> bool {
+        let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let given = given
+            .and_then(|value| value.split_once("token"))
+            .map(|(_, token)| token);
+        let given = given.filter(|token| token.starts_with(char::is_whitespace));
+        let Some(given) = given.and_then(|token| token.split_whitespace().next()) else {
+            return self.is_empty();
+        };
+        // Hashes are compared in constant time, and every one of them.
+        let given = blake3::hash(given.as_bytes());
+        let matching = self.0.iter().filter(|token| **token == given).count();
+        matching > 0 || self.is_empty()
+    }
+}
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} tokens", self.0.len())
+    }
+}
+
+/// The whole API, as the handler of every path.
+pub fn router(context: Arc<Context>, config: ChpApiConfig) -> Router {
+    let api = Arc::new(ChpApi {
+        routes: RoutesService(context.clone()),
+        context,
+        config,
+    });
+    Router::new().fallback(answer).with_state(api)
+}
+
+async fn answer(State(api): State<Arc<ChpApi>>, request: Request) -> Response {
+    api.answer(request).await.unwrap_or_else(IntoResponse::into_response)
+}
+
+struct ChpApi {
+    context: Arc<Context>,
+    routes: RoutesService,
+    config: ChpApiConfig,
+}
+
+/// Why a call is refused, and what the caller is told.
+struct Refusal(StatusCode, String);
+
+impl Refusal {
+    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Refusal(status, message.into())
+    }
+}
+
+impl From<Status> for Refusal {
+    fn from(status: Status) -> Self {
+        let code = match status.code() {
+            Code::InvalidArgument => StatusCode::BAD_REQUEST,
+            Code::FailedPrecondition => StatusCode::CONFLICT,
+            // A hub tries again what ends with 500 or more.
+            _ => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Refusal::new(code, status.message())
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let Refusal(status, message) = self;
+        match status {
+            StatusCode::SERVICE_UNAVAILABLE => (status, [(header::RETRY_AFTER, "1")], message).into_response(),
+            _ => (status, message).into_response(),
+        }
+    }
+}
+
+impl ChpApi {
+    async fn answer(&self, request: Request) -> Result<Response, Refusal> {
+        let (head, body) = request.into_parts();
+        if !self.config.tokens.admit(&head.headers) {
+            return Err(Refusal::new(StatusCode::FORBIDDEN, ""));
+        }
+        let path = head.uri.path().strip_prefix(ROUTES);
+        let path = path.filter(|path| path.is_empty() || path.starts_with('/'));
+        let path = path.ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, "Not Found"))?;
+        match head.method {
+            Method::GET if matches!(path, "" | "/") => self.list(head.uri.query()).await,
+            Method::GET => self.get(path).await,
+            Method::POST => self.post(path, body).await,
+            Method::DELETE => self.delete(path).await,
+            _ => Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "Method not supported")),
+        }
+    }
+
+    async fn list(&self, query: Option<&str>) -> Result<Response, Refusal> {
+        let filters =
+            |name| query.is_some_and(|query| query.split('&').any(|pair| pair.split('=').next() == Some(name)));
+        if filters("inactiveSince") || filters("inactive_since") {
+            let message = "inactiveSince: the activity of routes is not known here; ask without it";
+            return Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, message));
+        }
+        let position = self.read().await?;
+        let entries = position.state.table.iter().filter(|entry| self.is_ours(entry));
+        let routes: Map<_, _> = entries
+            .map(|entry| (chp_path(&entry.route.spec), object(entry).into()))
+            .collect();
+        Ok(json(&routes))
+    }
+
+    async fn get(&self, path: &str) -> Result<Response, Refusal> {
+        let spec = self.spec(path)?;
+        let position = self.read().await?;
+        let entry = position.state.table.get(spec.key()).filter(|entry| self.is_ours(entry));
+        Ok(json(&object(entry.ok_or_else(missing)?)))
+    }
+
+    async fn post(&self, path: &str, body: Body) -> Result<Response, Refusal> {
+        let body = to_bytes(body, BODY_BYTES_MAX).await.map_err(|_| {
+            let message = format!("a route has at most {BODY_BYTES_MAX} bytes");
+            Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, message)
+        })?;
+        let refuse = |message: String| Refusal::new(StatusCode::BAD_REQUEST, message);
+        let body: Value =
+            serde_json::from_slice(&body).map_err(|error| refuse(format!("Body not valid JSON: {error}")))?;
+        let no_target = || refuse("Must specify 'target' as string".to_owned());
+        let Value::Object(mut data) = body else {
+            return Err(no_target());
+        };
+        let Some(Value::String(target)) = data.remove("target") else {
+            return Err(no_target());
+        };
+        let spec = self.spec(path)?;
+        // Ours to say.
+        data.remove("last_activity");
+        if let Some((host, _)) = spec.as_str().split_once('/').filter(|(host, _)| !host.is_empty()) {
+            data.insert("host".into(), host.into());
+        }
+        match data.remove(HUBS_MARK) {
+            None => drop(data.insert(HUBS_MARK.into(), Value::Null)),
+            Some(Value::Bool(true) | Value::Null) => {}
+            Some(other) => drop(data.insert(HUBS_MARK.into(), other)),
+        }
+        let put = proto::Route {
+            routespec: spec.as_str().to_owned(),
+            target,
+            data: Value::Object(data).to_string(),
+            ..Default::default()
+        };
+        self.write(proto::change::Change::Put(put)).await?;
+        Ok(StatusCode::CREATED.into_response())
+    }
+
+    async fn delete(&self, path: &str) -> Result<Response, Refusal> {
+        let spec = self.spec(path)?;
+        let position = self.read().await?;
+        let entry = position.state.table.get(spec.key()).filter(|entry| self.is_ours(entry));
+        let spec = entry.ok_or_else(missing)?.route.spec.as_str().to_owned();
+        self.write(proto::change::Change::Delete(spec)).await?;
+        Ok(StatusCode::NO_CONTENT.into_response())
+    }
+
+    /// The routespec of a path as CHP reads it: decoded whole, so that `%2F` separates; one trailing slash counts for nothing.
+    fn spec(&self, path: &str) -> Result<RouteSpec, Refusal> {
+        let malformed = || Refusal::new(StatusCode::BAD_REQUEST, format!("{path:?} has a malformed escape"));
+        let escapes = path.split('%').skip(1);
+        let are_whole = |escape: &str| escape.len() >= 2 && escape.bytes().take(2).all(|byte| byte.is_ascii_hexdigit());
+        if !escapes.map(are_whole).all(|whole| whole) {
+            return Err(malformed());
+        }
+        let decoded = percent_decode_str(path).decode_utf8().map_err(|_| malformed())?;
+        let decoded = decoded.strip_suffix('/').unwrap_or(&decoded);
+        let spelled = format!("{}/", utf8_percent_encode(decoded, PLAIN));
+        let spelled = match self.config.host_routing && spelled.len() > 1 {
+            true => &spelled[1..],
+            false => &spelled,
+        };
+        let parsed = RouteSpec::parse(spelled);
+        parsed.map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, error.to_string()))
+    }
+
+    fn is_ours(&self, entry: &Entry) -> bool {
+        entry.route.namespace == self.config.namespace
+    }
+
+    async fn read(&self) -> Result<Arc<Position>, Refusal> {
+        let read = self.context.ready()?.read(Instant::now() + CALL_TIMEOUT).await;
+        read.map_err(|error| Refusal::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string()))
+    }
+
+    /// As any other write: by the leader, on a quorum's disks, and seen by the proxies when it returns.
+    async fn write(&self, change: proto::change::Change) -> Result<(), Refusal> {
+        let mut request = tonic::Request::new(proto::WriteRequest {
+            changes: vec![proto::Change { change: Some(change) }],
+            namespace: self.config.namespace.as_str().to_owned(),
+            wait_for_proxies_ms: WAIT_FOR_PROXIES_MS,
+            ..Default::default()
+        });
+        request.set_timeout(CALL_TIMEOUT);
+        self.routes.write(request).await?;
+        Ok(())
+    }
+}
+
+fn missing() -> Refusal {
+    Refusal::new(StatusCode::NOT_FOUND, "")
+}
+
+/// As CHP names a route: decoded, with a leading slash and without a trailing one.
+fn chp_path(spec: &RouteSpec) -> String {
+    let text = spec.as_str();
+    let text = text.strip_suffix('/').unwrap_or(text);
+    let decoded = percent_decode_str(text).decode_utf8_lossy();
+    match decoded.starts_with('/') {
+        true => decoded.into_owned(),
+        false => format!("/{decoded}"),
+    }
+}
+
+/// As CHP shows a route: its data, with the target among it.
+fn object(entry: &Entry) -> Map<String, Value> {
+    // Only objects are let in.
+    let mut object: Map<String, Value> = serde_json::from_str(entry.route.data.as_str()).unwrap_or_default();
+    object.insert("target".into(), entry.route.target.as_str().into());
+    match object.get(HUBS_MARK) {
+        None => drop(object.insert(HUBS_MARK.into(), true.into())),
+        Some(Value::Null) => drop(object.remove(HUBS_MARK)),
+        Some(_) => {}
+    }
+    object
+}
+
+fn json(object: &Map<String, Value>) -> Response {
+    let body = serde_json::to_vec(object).unwrap_or_default();
+    ([(header::CONTENT_TYPE, "application/json")], Bytes::from(body)).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_wanted_as_chp_wants_it() {
+        let admits = |tokens: &[&str], value: Option<&'static str>| {
+            let mut headers = HeaderMap::new();
+            if let Some(value) = value {
+                headers.insert(header::AUTHORIZATION, value.parse().unwrap());
+            }
+            Tokens::new(tokens.iter().copied()).admit(&headers)
+        };
+        let tokens = ["old", "new"];
+        for good in ["token old", "token new", "token  new", "token\tnew", "x token new y"] {
+            assert!(admits(&tokens, Some(good)), "{good}");
+        }
+        for bad in [
+            "Token new",
+            "Bearer new",
+            "token",
+            "token ",
+            "tokennew",
+            "token newer",
+            "token ne",
+            "",
+        ] {
+            assert!(!admits(&tokens, Some(bad)), "{bad}");
+        }
+        assert!(!admits(&tokens, None));
+        assert!(admits(&[], None) && admits(&[], Some("token any")) && admits(&[""], Some("Basic x")));
+        assert_eq!(format!("{:?}", Tokens::new(tokens)), "2 tokens");
+    }
+
+    #[test]
+    fn a_path_that_was_written_is_read_in_the_same_spelling() {
+        for (spec, path) in [
+            ("/", "/"),
+            ("/user/zo%C3%AB/", "/user/zoë"),
+            ("/user/a@b~c/", "/user/a@b~c"),
+            ("/user/a%20b/", "/user/a b"),
+            ("hub.example.org/user/x/", "/hub.example.org/user/x"),
+        ] {
+            assert_eq!(chp_path(&RouteSpec::parse(spec).unwrap()), path);
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! configurable-http-proxy's REST API, as hubs and scripts use it.
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use holdfast_tests::fixture::cluster::SOON;
+use holdfast_tests::fixture::{Cluster, free_port, until};
+use holdfast_tests::http::{Answer, request, send};
+use hyper::Method;
+use serde_json::{Value, json};
+
+const TOKEN: &str = "a-token-for-the-tests";
+
+/// Three replicas with the API, and where it is on each.
+async fn cluster(host_routing: bool) -> Result<(Cluster, Vec<String>)> {
+    let mut cluster = Cluster::prepare(3)?;
+    let tokens = cluster.folder().join("tokens");
+    std::fs::write(&tokens, format!("{TOKEN}\nthe-next-one\n"))?;
+    let mut apis = Vec::new();
+    for replica in &mut cluster.replicas {
+        let api = format!("127.0.0.1:{}", free_port());
+        replica.process.set_flag("--listen-chp-api", &api);
+        replica.process.set_flag("--chp-api-token-file", &tokens);
+        replica
+            .process
+            .set_flag("--chp-api-host-routing", host_routing.to_string());
+        replica.process.start()?;
+        apis.push(api);
+    }
+    cluster.ready().await?;
+    Ok((cluster, apis))
+}
+
+async fn ask(api: &str, method: Method, path: &str, body: impl Into<Bytes>) -> Result<Answer> {
+    let request = request(method, api, path).header("authorization", format!("token {TOKEN}"));
+    send(api, request, body.into()).await
+}
+
+fn text(answer: &Answer) -> String {
+    String::from_utf8_lossy(&answer.body).into_owned()
+}
+
+#[tokio::test]
+async fn every_request_is_answered_as_chp_answers_it() -> Result<()> {
+    let (mut cluster, apis) = cluster(false).await?;
+    let api = &apis[cluster.follower().await?];
+    let route = |target: &str| json!({"target": target, "jupyterhub": true, "user": "zoë", "deep": {"n": [1, true]}});
+    let not_json = "Body not valid JSON:";
+    let no_target = "Must specify 'target' as string";
+    for (method, path, body, status, expected) in [
+        (Method::GET, "/api/routes", "".to_owned(), 200, "{}"),
+        (
+            Method::POST,
+            "/api/routes/user/zo%C3%AB/",
+            route("http://10.0.0.1:1").to_string(),
+            201,
+            "",
+        ),
+        (
+            Method::POST,
+            "/api/routes/user/zo%c3%ab",
+            route("http://10.0.0.1:2").to_string(),
+            201,
+            "",
+        ),
+        (
+            Method::POST,
+            "/api/routes",
+            json!({"target": "http://10.0.0.9:1"}).to_string(),
+            201,
+            "",
+        ),
+        (
+            Method::POST,
+            "/api/routes/u%2Fv",
+            json!({"target": "http://10.0.0.8:1"}).to_string(),
+            201,
+            "",
+        ),
+        (Method::POST, "/api/routes/x", "".to_owned(), 400, not_json),
+        (Method::POST, "/api/routes/x", "{".to_owned(), 400, not_json),
+        (Method::POST, "/api/routes/x", "[]".to_owned(), 400, no_target),
+        (
+            Method::POST,
+            "/api/routes/x",
+            json!({"target": 1}).to_string(),
+            400,
+            no_target,
+        ),
+        (
+            Method::POST,
+            "/api/routes/x",
+            json!({"target": "ftp://x"}).to_string(),
+            400,
+            "target \"ftp://x\"",
+        ),
+        (
+            Method::POST,
+            "/api/routes/a/../b",
+            route("http://10.0.0.1:1").to_string(),
+            400,
+            "routespec",
+        ),
+        (
+            Method::POST,
+            "/api/routes/x",
+            " ".repeat(100_000),
+            413,
+            "a route has at most",
+        ),
+        (Method::GET, "/api/routes/nowhere", "".to_owned(), 404, ""),
+        (Method::GET, "/api/routes/user", "".to_owned(), 404, ""),
+        (Method::GET, "/api/routes/%", "".to_owned(), 400, "malformed escape"),
+        (Method::GET, "/api/routes/%ff", "".to_owned(), 400, "malformed escape"),
+        (Method::DELETE, "/api/routes/nowhere", "".to_owned(), 404, ""),
+        (Method::PUT, "/api/routes", "".to_owned(), 405, "Method not supported"),
+        (Method::GET, "/", "".to_owned(), 404, "Not Found"),
+        (Method::GET, "/api", "".to_owned(), 404, "Not Found"),
+        (Method::GET, "/api/routesx", "".to_owned(), 404, "Not Found"),
+    ] {
+        let answer = ask(api, method.clone(), path, body).await?;
+        let said = text(&answer);
+        ensure!(answer.status == status, "{method} {path}: {} {said:?}", answer.status);
+        ensure!(
+            said.starts_with(expected) || (!expected.is_empty() && said.contains(expected)),
+            "{method} {path}: {said:?}"
+        );
+        ensure!(!expected.is_empty() || said.is_empty(), "{method} {path}: {said:?}");
+    }
+
+    // The same from every replica, whoever was written to.
+    for api in &apis {
+        let all = ask(api, Method::GET, "/api/routes/", "").await?;
+        ensure!(all.header("content-type") == "application/json", "{:?}", all.headers);
+        let zoe = json!({"target": "http://10.0.0.1:2", "jupyterhub": true, "user": "zoë", "deep": {"n": [1, true]}});
+        let expected = json!({
+            "/": {"target": "http://10.0.0.9:1"},
+            "/user/zoë": zoe,
+            "/u/v": {"target": "http://10.0.0.8:1"},
+        });
+        ensure!(all.json()? == expected, "{}", text(&all));
+        let one = ask(api, Method::GET, "/api/routes/user/zo%C3%AB/", "").await?;
+        ensure!(one.json()? == zoe, "{}", text(&one));
+    }
+    // In the hub's own spelling, which a hub that comes by gRPC compares with its own.
+    let specs: Vec<_> = cluster
+        .routes("default")
+        .await?
+        .iter()
+        .map(|route| route.spec.to_string())
+        .collect();
+    ensure!(specs == ["/", "/u/v/", "/user/zo%C3%AB/"], "{specs:?}");
+
+    for path in ["/api/routes/user/zo%C3%AB", "/api/routes", "/api/routes/u/v/"] {
+        ensure!(ask(api, Method::DELETE, path, "").await?.status == 204, "{path}");
+        ensure!(ask(api, Method::DELETE, path, "").await?.status == 404, "{path}, again");
+    }
+    ensure!(ask(api, Method::GET, "/api/routes", "").await?.json()? == json!({}));
+    cluster.finish().await
+}
+
+#[tokio::test]
+async fn nobody_without_a_token_learns_or_changes_anything() -> Result<()> {
+    let (cluster, apis) = cluster(false).await?;
+    let body = json!({"target": "http://10.0.0.1:1"}).to_string();
+    for (authorization, status) in [
+        (None, 403),
+        (Some("token wrong"), 403),
+        (Some("Bearer a-token-for-the-tests"), 403),
+        (Some("token the-next-one"), 201),
+    ] {
+        for path in ["/api/routes/x", "/nowhere"] {
+            let mut request = request(Method::POST, &apis[0], path);
+            if let Some(authorization) = authorization {
+                request = request.header("authorization", authorization);
+            }
+            let answer = send(&apis[0], request, body.clone().into()).await?;
+            let expected = if status == 201 && path == "/nowhere" {
+                404
+            } else {
+                status
+            };
+            ensure!(answer.status == expected, "{authorization:?} {path}: {}", answer.status);
+            ensure!(status != 403 || answer.body.is_empty(), "{}", text(&answer));
+        }
+        let written = cluster.routes("default").await?.len();
+        ensure!(
+            written == usize::from(status == 201),
+            "{authorization:?}: {written} routes"
+        );
+    }
+    cluster.finish().await
+}
+
+#[tokio::test]
+async fn the_first_segment_is_a_host_where_hosts_are_routed() -> Result<()> {
+    let (cluster, apis) = cluster(true).await?;
+    let body = json!({"target": "http://10.0.0.1:1", "jupyterhub": true}).to_string();
+    for path in ["/api/routes/alice.hub.example.org/user/alice", "/api/routes/"] {
+        ensure!(
+            ask(&apis[0], Method::POST, path, body.clone()).await?.status == 201,
+            "{path}"
+        );
+    }
+    let specs: Vec<_> = cluster
+        .routes("default")
+        .await?
+        .iter()
+        .map(|route| route.spec.to_string())
+        .collect();
+    ensure!(specs == ["/", "alice.hub.example.org/user/alice/"], "{specs:?}");
+    let all = ask(&apis[1], Method::GET, "/api/routes", "").await?.json()?;
+    let host = &all["/alice.hub.example.org/user/alice"]["host"];
+    ensure!(*host == Value::from("alice.hub.example.org"), "{all}");
+    cluster.finish().await
+}
+
+#[tokio::test]
+async fn a_hub_that_tries_again_gets_through_the_loss_of_the_leader_and_no_table_is_ever_empty() -> Result<()> {
+    let (mut cluster, apis) = cluster(false).await?;
+    let body = json!({"target": "http://10.0.0.1:1", "jupyterhub": true}).to_string();
+    for user in 0..20 {
+        let path = format!("/api/routes/user/u{user}");
+        if user == 10 {
+            let leader = cluster.leader().await?;
+            cluster.replicas[leader].process.kill();
+        }
+        // Connection errors and 500 or more are tried again by a hub, for 30 s, at the same address.
+        let at = (0..3).find(|at| cluster.replicas[*at].process.pid().is_some());
+        let api = &apis[at.context("all replicas are gone")?];
+        until("the write is through", SOON, async || {
+            let answer = ask(api, Method::POST, &path, body.clone()).await?;
+            ensure!(answer.status == 201, "{} {:?}", answer.status, text(&answer));
+            Ok(())
+        })
+        .await?;
+        let listed = ask(api, Method::GET, "/api/routes", "").await?;
+        let routes = listed
+            .json()
+            .ok()
+            .and_then(|routes| routes.as_object().map(|routes| routes.len()));
+        ensure!(routes == Some(user + 1) || listed.status >= 500, "{listed:?}");
+    }
+    cluster.keep_quiet();
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_a_token_it_is_not_offered_to_others() -> Result<()> {
+    let mut cluster = Cluster::prepare(1)?;
+    let replica = &mut cluster.replicas[0];
+    replica.process.set_flag("--listen-chp-api", "0.0.0.0:0");
+    replica.process.start()?;
+    let status = replica.process.ended(SOON).await?;
+    ensure!(status.code() == Some(2), "{status:?}");
+    let log = cluster.logs();
+    ensure!(log.contains("listen-chp-api") && log.contains("give a token"), "{log}");
+    cluster.keep_quiet();
+    Ok(())
+}
