@@ -2,7 +2,9 @@
 
 - proxy.py      HoldfastProxy: what JupyterHub asks of a proxy, asked of a cluster
 - process.py    the `holdfast up` that the hub starts, finds again, and stops
+- check.py      what the hub wants to be routed, and how the table differs from it
 - client.py     RouteClient: writes, gets and lists that outlast an election
+- changes.py    changes of routes, and how many of them are one batch
 - endpoints.py  the replicas, and who seems to lead
 - backoff.py    how long to wait before the next try
 - errors.py     how a call can fail, and what the caller does next

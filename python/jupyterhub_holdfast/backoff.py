@@ -1,13 +1,14 @@
 """How long to wait before the next try."""
 
 import random
+from collections.abc import Iterator
 
 FIRST_SECONDS = 0.1
 FACTOR = 2.0
 LIMIT_SECONDS = 2.0
 
 
-def backoff():
+def backoff() -> Iterator[float]:
     """Waits in seconds, without end: doubling from 0.1 to 2, each between half of its limit and the whole of it.
 
     An election takes a fraction of a second, so the first waits are short. The jitter keeps the writes that failed at

@@ -1,22 +1,31 @@
 """Writes, gets and lists that outlast an election."""
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import secrets
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import grpc
 
 from ._proto import cluster_pb2, cluster_pb2_grpc, routes_pb2, routes_pb2_grpc
 from .backoff import backoff
+from .changes import Change, Delete, Put, batches
 from .endpoints import Endpoints
 from .errors import BrokenAnswer, Failure, Rejected, Unavailable, trailers_of
 
 # One attempt at one endpoint. Short, so that an endpoint that swallows calls leaves time for the others; long enough
 # for a replica to sit out an election on the caller's behalf.
 ATTEMPT_SECONDS = 4.0
+
+# What each further change of a batch may add to that.
+CHANGE_SECONDS = 0.001
 
 # Failures that are over sooner are not worth a line in the hub's log: elections are, and so is the start of a process.
 WARN_AFTER_SECONDS = 2.0
@@ -26,6 +35,12 @@ CHANNELS_MAX = 64
 
 # A page of a list is bounded by the replica; this is the bound on what is believed of it.
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
+
+# Refusals that are about one change of a batch and say nothing about the others.
+ABOUT_ONE_CHANGE = frozenset({"invalid", "namespace", "precondition"})
+
+# Refusals that have become a part of their session, as an applied write does.
+DECIDED = frozenset({"namespace", "precondition"})
 
 CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", ANSWER_BYTES_MAX),
@@ -44,6 +59,21 @@ CHANNEL_OPTIONS = [
     # http_proxy in the hub's environment is for the way out, not for the way to its own replicas.
     ("grpc.enable_http_proxy", 0),
 ]
+
+T = TypeVar("T")
+
+# Called with a channel, the seconds that this attempt may take, and those that are left for all attempts.
+Attempt = Callable[[grpc.aio.Channel, float, float], Awaitable[T]]
+
+
+@dataclass
+class Written:
+    """What became of changes that were written one by one or in batches."""
+
+    # One for each batch that was applied.
+    answers: list[routes_pb2.WriteResponse] = field(default_factory=list)
+    # The changes that were not made, each with the reason.
+    refused: list[tuple[Change, Rejected]] = field(default_factory=list)
 
 
 class RouteClient:
@@ -64,7 +94,15 @@ class RouteClient:
     """
 
     def __init__(
-        self, endpoints, *, namespace="default", timeout=30.0, concurrency=32, auth_token="", hub=None, log=None
+        self,
+        endpoints: Iterable[str],
+        *,
+        namespace: str = "default",
+        timeout: float = 30.0,
+        concurrency: int = 32,
+        auth_token: str = "",
+        hub: bytes | None = None,
+        log: logging.Logger | logging.LoggerAdapter | None = None,
     ):
         self.endpoints = Endpoints(endpoints)
         self.namespace = namespace
@@ -72,28 +110,87 @@ class RouteClient:
         self.auth_token = auth_token
         self.log = log or logging.getLogger(__name__)
         self._hub = hub
-        self._hub_epoch = None
+        self._hub_epoch: int | None = None
         self._concurrency = concurrency
-        self._loops = WeakKeyDictionary()
+        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopState] = WeakKeyDictionary()
 
-    async def put(self, routespec, target, data, wait_for_proxies=0.0):
-        """Adds or replaces one route; `data` is the text of a JSON object. Returns the `WriteResponse`.
+    def move(self, endpoints: Iterable[str]) -> None:
+        """Goes on at other endpoints, with calls that are under way as well. They may be another cluster's."""
+        self.endpoints = Endpoints(endpoints)
+        # Another cluster counts its hubs for itself: there, our number is nobody's or somebody else's.
+        self._hub_epoch = None
 
-        Waits up to `wait_for_proxies` seconds for the live proxies to serve the change; the response says which did
-        not.
+    async def put(
+        self, routespec: str, target: str, data: str, wait_for_proxies: float = 0.0
+    ) -> routes_pb2.WriteResponse:
+        """Adds or replaces one route; `data` is the text of a JSON object.
+
+        Waits up to `wait_for_proxies` seconds for the live proxies to serve the change; the answer says which did not.
         """
-        route = routes_pb2.Route(routespec=routespec, target=target, data=data, namespace=self.namespace)
-        return await self._write(f"put {routespec}", routes_pb2.Change(put=route), wait_for_proxies)
+        return await self.write([Put(routespec, target, data)], wait_for_proxies)
 
-    async def delete(self, routespec, wait_for_proxies=0.0):
-        """Removes one route, or finds it absent, which is a success too. Returns the `WriteResponse`."""
-        return await self._write(f"delete {routespec}", routes_pb2.Change(delete=routespec), wait_for_proxies)
+    async def delete(self, routespec: str, wait_for_proxies: float = 0.0) -> routes_pb2.WriteResponse:
+        """Removes one route, or finds it absent, which is a success too."""
+        return await self.write([Delete(routespec)], wait_for_proxies)
 
-    async def get(self, routespec, timeout=None):
+    async def write(self, changes: Sequence[Change], wait_for_proxies: float = 0.0) -> routes_pb2.WriteResponse:
+        """Applies `changes` as one batch: all of them or none."""
+        what = str(changes[0]) if len(changes) == 1 else f"write of {len(changes)} changes"
+        request = routes_pb2.WriteRequest(namespace=self.namespace, wait_for_proxies_ms=round(wait_for_proxies * 1000))
+        for change in changes:
+            change.add_to(request)
+        more = wait_for_proxies + CHANGE_SECONDS * len(changes)
+
+        async with self._here().session() as session:
+
+            async def attempt(channel: grpc.aio.Channel, seconds: float, _left: float) -> routes_pb2.WriteResponse:
+                if self._hub is not None:
+                    request.hub_epoch = self._hub_epoch or await self._open_hub(channel, self._hub, seconds)
+                # The same sequence again: an earlier copy may be under way still.
+                request.retry = request.sequence == session.sequence
+                request.session, request.sequence = session.id, session.sequence
+                return await self._unary(routes_pb2_grpc.RoutesStub(channel).Write, request, seconds + more)
+
+            def repair(failure: Failure) -> bool:
+                if failure.hub_unknown:
+                    self._hub_epoch = None
+                elif not failure.session_lost:
+                    return False
+                session.renew()
+                # Another session at the same number is no retry.
+                request.sequence = 0
+                return True
+
+            return await self._retry(what, attempt, repair=repair)
+
+    async def write_each(self, changes: Iterable[Change], wait_for_proxies: float = 0.0) -> Written:
+        """Applies `changes` in their order and in as few batches as the cluster takes.
+
+        One that the cluster refuses for its own sake keeps no other from being made: it is left out, and told in the
+        answer. Raises when a refusal is about all of them, or when no replica answers; the first batches may have been
+        applied then.
+        """
+        written = Written()
+        waiting = list(batches(changes))[::-1]
+        while waiting:
+            batch = waiting.pop()
+            try:
+                written.answers.append(await self.write(batch, wait_for_proxies))
+            except Rejected as refusal:
+                if refusal.reason not in ABOUT_ONE_CHANGE:
+                    raise
+                if len(batch) == 1:
+                    written.refused.append((batch[0], refusal))
+                else:
+                    half = len(batch) // 2
+                    waiting += [batch[half:], batch[:half]]
+        return written
+
+    async def get(self, routespec: str, timeout: float | None = None) -> routes_pb2.Route | None:
         """The `Route` as of now, or None if there is none in this namespace. Linearizable."""
         request = routes_pb2.GetRequest(routespec=routespec)
 
-        async def attempt(channel, seconds, _left):
+        async def attempt(channel: grpc.aio.Channel, seconds: float, _left: float) -> routes_pb2.GetResponse:
             return await self._unary(routes_pb2_grpc.RoutesStub(channel).Get, request, seconds)
 
         async with self._here().reads:
@@ -101,11 +198,11 @@ class RouteClient:
         route = response.route if response.HasField("route") else None
         return route if route is not None and route.namespace == self.namespace else None
 
-    async def list(self, prefix=""):
+    async def list(self, prefix: str = "") -> Sequence[routes_pb2.Route]:
         """Every `Route` of this namespace as of one revision. Linearizable, and whole or an error."""
         request = routes_pb2.ListRequest(namespace=self.namespace, prefix=prefix)
 
-        async def attempt(channel, seconds, left):
+        async def attempt(channel: grpc.aio.Channel, seconds: float, left: float) -> Sequence[routes_pb2.Route]:
             # The list may take all the time there is, but each page has to come within one attempt's.
             call = routes_pb2_grpc.RoutesStub(channel).List(request, timeout=left, metadata=self._metadata())
             try:
@@ -118,68 +215,50 @@ class RouteClient:
         async with self._here().reads:
             return await self._retry("list routes", attempt)
 
-    async def status(self, timeout=None):
-        """What some replica knows of itself and of the cluster, as a `StatusResponse`."""
+    async def status(self, timeout: float | None = None) -> cluster_pb2.StatusResponse:
+        """What some replica knows of itself and of the cluster."""
 
-        async def attempt(channel, seconds, _left):
+        async def attempt(channel: grpc.aio.Channel, seconds: float, _left: float) -> cluster_pb2.StatusResponse:
             status = cluster_pb2_grpc.ClusterStub(channel).Status
             return await self._unary(status, cluster_pb2.StatusRequest(), seconds)
 
         return await self._retry("status", attempt, timeout=timeout)
 
-    async def close(self):
+    async def close(self) -> None:
         """Closes this event loop's connections. Calls that are under way are cancelled; later calls connect again."""
         here = self._loops.pop(asyncio.get_running_loop(), None)
         if here is not None:
             await here.close()
 
-    async def _write(self, what, change, wait_for_proxies):
-        request = routes_pb2.WriteRequest(
-            changes=[change],
-            namespace=self.namespace,
-            wait_for_proxies_ms=round(wait_for_proxies * 1000),
-        )
-        async with self._here().session() as session:
-
-            async def attempt(channel, seconds, _left):
-                if self._hub is not None and self._hub_epoch is None:
-                    await self._open_hub(channel, seconds)
-                # The same sequence again: an earlier copy may be under way still.
-                request.retry = request.sequence == session.sequence
-                request.session, request.sequence = session.id, session.sequence
-                request.hub_epoch = self._hub_epoch or 0
-                write = routes_pb2_grpc.RoutesStub(channel).Write
-                return await self._unary(write, request, seconds + wait_for_proxies)
-
-            def repair(failure):
-                if failure.session_lost:
-                    session.renew()
-                    # Another session at the same number is no retry.
-                    request.sequence = 0
-                elif failure.hub_unknown:
-                    self._hub_epoch = None
-                    session.renew()
-                    request.sequence = 0
-                return failure.session_lost or failure.hub_unknown
-
-            return await self._retry(what, attempt, repair=repair)
-
-    async def _open_hub(self, channel, seconds):
-        request = routes_pb2.OpenHubRequest(namespace=self.namespace, hub=self._hub)
+    async def _open_hub(self, channel: grpc.aio.Channel, hub: bytes, seconds: float) -> int:
+        endpoints = self.endpoints
+        request = routes_pb2.OpenHubRequest(namespace=self.namespace, hub=hub)
         opened = await self._unary(routes_pb2_grpc.RoutesStub(channel).OpenHub, request, seconds)
-        if self._hub_epoch is None:
-            self.log.info("this hub writes the routes of namespace %s from now on", self.namespace)
-        self._hub_epoch = opened.hub_epoch
+        # Meanwhile we may have moved to another cluster.
+        if self.endpoints is endpoints:
+            if self._hub_epoch is None:
+                self.log.info("this hub writes the routes of namespace %s from now on", self.namespace)
+            self._hub_epoch = opened.hub_epoch
+        return opened.hub_epoch
 
-    async def _retry(self, what, attempt, *, timeout=None, repair=lambda failure: False):
-        """Tries `attempt(channel, seconds, seconds_left_in_all)` at one endpoint after the other until it succeeds.
+    async def _retry(
+        self,
+        what: str,
+        attempt: Attempt[T],
+        *,
+        timeout: float | None = None,
+        repair: Callable[[Failure], bool] = lambda failure: False,
+    ) -> T:
+        """Makes one attempt at one endpoint after the other until one succeeds.
 
         `repair` may remove the cause of a failure; then the next try follows at once, but not for ever.
         """
         timeout = self.timeout if timeout is None else timeout
         deadline = time.monotonic() + timeout
         waits = backoff()
-        tried, failures, repairs = set(), {}, 0
+        tried: set[str] = set()
+        failures: dict[str, Failure] = {}
+        repairs = 0
         warned = False
         while (left := deadline - time.monotonic()) > 0:
             address = self.endpoints.next(tried)
@@ -214,21 +293,21 @@ class RouteClient:
                 await asyncio.sleep(min(next(waits), max(0.0, deadline - time.monotonic())))
         raise Unavailable(what, timeout, failures)
 
-    async def _unary(self, method, request, seconds):
+    async def _unary(self, method: Callable[..., Any], request: Any, seconds: float) -> Any:
         call = method(request, timeout=seconds, metadata=self._metadata())
         answer = await call
         self._heard(await call.trailing_metadata())
         return answer
 
-    def _heard(self, trailing_metadata):
+    def _heard(self, trailing_metadata: Any) -> None:
         leader = trailers_of(trailing_metadata).get("holdfast-leader")
         if leader:
             self.endpoints.heard_of_leader(leader)
 
-    def _metadata(self):
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
         return (("authorization", f"Bearer {self.auth_token}"),) if self.auth_token else ()
 
-    def _here(self):
+    def _here(self) -> _LoopState:
         loop = asyncio.get_running_loop()
         here = self._loops.get(loop)
         if here is None:
@@ -239,14 +318,14 @@ class RouteClient:
 class _LoopState:
     """What belongs to one event loop: its channels and its sessions."""
 
-    def __init__(self, concurrency):
+    def __init__(self, concurrency: int):
         self.reads = asyncio.Semaphore(concurrency)
         self._writes = asyncio.Semaphore(concurrency)
-        self._sessions = []
-        self._channels = {}
-        self._closing = set()
+        self._sessions: list[_Session] = []
+        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._closing: set[asyncio.Future[None]] = set()
 
-    def channel(self, address):
+    def channel(self, address: str) -> grpc.aio.Channel:
         channel = self._channels.get(address)
         if channel is None:
             if len(self._channels) >= CHANNELS_MAX:
@@ -258,18 +337,23 @@ class _LoopState:
         return channel
 
     @asynccontextmanager
-    async def session(self):
+    async def session(self) -> AsyncIterator[_Session]:
         """A session with its next sequence, for one write: the cluster allows one write at a time in each."""
         async with self._writes:
             # The last one put back is taken first, so that a quiet hub uses one session and not all of them.
             session = self._sessions.pop() if self._sessions else _Session()
             session.sequence += 1
-            yield session
-            # Not reached after a failure: perhaps written, perhaps later, perhaps never, so the session's next sequence
-            # is not known any more and nobody uses it again.
+            try:
+                yield session
+            except Rejected as refusal:
+                if refusal.reason in DECIDED:
+                    self._sessions.append(session)
+                raise
+            # Not reached after another failure: perhaps written, perhaps later, perhaps never, so the session's next
+            # sequence is not known any more and nobody uses it again.
             self._sessions.append(session)
 
-    async def close(self):
+    async def close(self) -> None:
         channels, self._channels = self._channels, {}
         await asyncio.gather(*(channel.close() for channel in channels.values()), *self._closing)
 
@@ -277,23 +361,25 @@ class _LoopState:
 class _Session:
     """A name for a row of writes, so that the cluster knows a repeated one."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.id = secrets.token_bytes(16)
         self.sequence = 0
 
-    def renew(self):
+    def renew(self) -> None:
         """Another session, at its first write."""
         self.id = secrets.token_bytes(16)
         self.sequence = 1
 
 
-async def _read_pages(call, seconds):
+async def _read_pages(call: Any, seconds: float) -> list[routes_pb2.Route]:
     """All routes of a `List` stream.
 
     Raises `BrokenAnswer` unless the pages are of one revision and hold as many routes as they say: the hub deletes what
     it does not recognise and adds what it does not see, so half a list is worse than none.
     """
-    routes, position, total = [], None, 0
+    routes: list[routes_pb2.Route] = []
+    position: tuple[int, int] | None = None
+    total = 0
     while (page := await asyncio.wait_for(call.read(), seconds)) is not grpc.aio.EOF:
         position = position or (page.epoch, page.revision)
         if (page.epoch, page.revision) != position:
@@ -307,5 +393,5 @@ async def _read_pages(call, seconds):
     return routes
 
 
-def _summary(failures):
+def _summary(failures: Mapping[str, Failure]) -> str:
     return "; ".join(f"{address}: {failure}" for address, failure in failures.items())

@@ -1,6 +1,9 @@
 """The replicas, and who seems to lead."""
 
+from __future__ import annotations
+
 import time
+from collections.abc import Collection, Iterable
 from urllib.parse import urlsplit
 
 # How long a leader's address that did not answer is not believed again. It is an address as the replicas know it, and
@@ -8,7 +11,7 @@ from urllib.parse import urlsplit
 DISBELIEF_SECONDS = 60.0
 
 
-def parse_endpoint(text):
+def parse_endpoint(text: str) -> str:
     """`host:port` from `host:port` or `http://host:port`.
 
     Raises ValueError, naming the text, for anything else.
@@ -33,7 +36,7 @@ def parse_endpoint(text):
     return address
 
 
-def parse_endpoints(text):
+def parse_endpoints(text: str) -> list[str]:
     """The endpoints in a comma-separated text; at least one."""
     endpoints = [parse_endpoint(part) for part in text.split(",") if part.strip()]
     if not endpoints:
@@ -44,30 +47,22 @@ def parse_endpoints(text):
 class Endpoints:
     """Which replica to ask next. Every replica takes every call; asking the leader saves one forwarding."""
 
-    def __init__(self, addresses):
+    def __init__(self, addresses: Iterable[str]):
         self._addresses = list(addresses)
-        self._favourite = None
-        self._disbelieved = {}
+        self._favourite: str | None = None
+        self._disbelieved: dict[str, float] = {}
 
-    @property
-    def addresses(self):
-        return list(self._addresses)
-
-    def replace(self, addresses):
-        """Another list of replicas, and nothing known about them."""
-        self.__init__(addresses)
-
-    def next(self, tried):
+    def next(self, tried: Collection[str]) -> str | None:
         """The best endpoint that is not in `tried`, or None."""
         candidates = [self._favourite, *self._addresses] if self._favourite else self._addresses
         return next((address for address in candidates if address not in tried), None)
 
-    def answered(self, address):
+    def answered(self, address: str) -> None:
         """`address` gave a good answer: without a better hint it is asked first from now on."""
         if self._favourite is None:
             self._favourite = address
 
-    def failed(self, address):
+    def failed(self, address: str) -> None:
         """`address` gave none: others are asked first."""
         if address == self._favourite:
             self._favourite = None
@@ -77,7 +72,7 @@ class Endpoints:
         else:
             self._disbelieved = {address: time.monotonic()}
 
-    def heard_of_leader(self, address):
+    def heard_of_leader(self, address: str) -> None:
         """A replica says that `address` leads."""
         since = self._disbelieved.get(address)
         if since is not None and time.monotonic() - since < DISBELIEF_SECONDS:

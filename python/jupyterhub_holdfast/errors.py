@@ -1,12 +1,16 @@
 """How a call can fail, and what the caller does next."""
 
+from __future__ import annotations
+
 import asyncio
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import grpc
 
-# The session is of no more use; the same write goes out again under a new one. Puts and deletes of one route say what
-# shall be, not what shall change, so a second application does no harm.
+# The session is of no more use; the same write goes out again under a new one. Puts and deletes say what shall be, not
+# what shall change, so a second application does no harm; one with a precondition is refused.
 SESSION_LOST = frozenset({"session-expired", "sequence"})
 
 # What a dying connection, a starting replica or an election looks like from here. UNKNOWN and INTERNAL are among them
@@ -31,18 +35,18 @@ class HoldfastError(Exception):
 class Rejected(HoldfastError):
     """The cluster understood the call and refused it. Nothing changed; the same call will be refused again.
 
-    `reason` is the word from `proto/routes.proto` ("invalid", "namespace", "fenced", ...), or the gRPC status in its absence.
+    `reason` is the word from `proto/routes.proto`: "invalid", "namespace", "fenced", ...
     """
 
-    def __init__(self, what, failure):
+    def __init__(self, what: str, failure: Failure):
         super().__init__(f"{what}: {failure}")
-        self.reason = failure.reason or failure.code.name.lower()
+        self.reason = failure.reason
 
 
 class Unavailable(HoldfastError, TimeoutError):
     """No replica gave an answer in time. A write may have been applied, or may yet be; writing it again is safe."""
 
-    def __init__(self, what, seconds, failures):
+    def __init__(self, what: str, seconds: float, failures: Mapping[str, Failure]):
         answers = "; ".join(f"{address}: {failure}" for address, failure in failures.items()) or "no endpoint was tried"
         super().__init__(f"{what}: no answer from the cluster within {seconds:g} s ({answers})")
 
@@ -61,10 +65,10 @@ class Failure:
     leader: str | None = None
 
     # What an attempt may raise that `of` understands.
-    EXCEPTIONS = (grpc.aio.AioRpcError, asyncio.TimeoutError, BrokenAnswer)
+    EXCEPTIONS: ClassVar = (grpc.aio.AioRpcError, asyncio.TimeoutError, BrokenAnswer)
 
     @classmethod
-    def of(cls, error):
+    def of(cls, error: BaseException) -> Failure:
         if isinstance(error, grpc.aio.AioRpcError):
             trailers = trailers_of(error.trailing_metadata())
             return cls(
@@ -75,26 +79,31 @@ class Failure:
         return cls(grpc.StatusCode.DEADLINE_EXCEEDED, "no answer within the attempt's time")
 
     @property
-    def transient(self):
-        return self.code in _TRANSIENT
+    def transient(self) -> bool:
+        """Whether another attempt may fare better.
+
+        What carries no reason was not decided by the cluster: an endpoint that is something else than a replica, or
+        something in between. It says nothing about the other endpoints.
+        """
+        return self.code in _TRANSIENT or self.reason is None
 
     @property
-    def session_lost(self):
+    def session_lost(self) -> bool:
         return self.reason in SESSION_LOST
 
     @property
-    def hub_unknown(self):
+    def hub_unknown(self) -> bool:
         """The cluster was restored from a time before this hub opened its namespace."""
         return self.reason == "hub-unknown"
 
     @property
-    def overloaded(self):
+    def overloaded(self) -> bool:
         return self.code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.message or 'no message'} [{self.reason or self.code.name.lower()}]"
 
 
-def trailers_of(metadata):
+def trailers_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> dict[str, str]:
     """The text trailers of a call as a dict."""
     return {key: value for key, value in metadata or () if isinstance(value, str)}

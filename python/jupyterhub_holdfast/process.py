@@ -1,12 +1,17 @@
 """The `holdfast up` that the hub starts, finds again, and stops."""
 
+from __future__ import annotations
+
 import asyncio
 import json
+import logging
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 # Written by `holdfast up` into its data directory: its own pid and its children's.
 UP_FILE = "up.json"
@@ -27,19 +32,19 @@ class UpProcess:
     users' connections alone. The next hub finds it by the data directory and goes on with it.
     """
 
-    def __init__(self, command, data_dir, log):
+    def __init__(self, command: Sequence[str], data_dir: str | os.PathLike[str], log: logging.Logger):
         self._command = [*command, "up", "--data-dir", str(data_dir)]
         self._data_dir = Path(data_dir)
         self._log = log
-        self._child = None
-        self._pid = None
+        self._child: subprocess.Popen[bytes] | None = None
+        self._pid: int | None = None
 
     @property
-    def pid(self):
+    def pid(self) -> int | None:
         """Of the running process, or of the last one; None before `start`."""
         return self._pid
 
-    async def start(self, arguments, grace):
+    async def start(self, arguments: Sequence[str], grace: float) -> None:
         """Goes on with a process that an earlier hub left running with the same `arguments`, or starts one.
 
         A left-over process with other arguments is stopped first, with `grace` seconds to end by itself; so are the
@@ -80,7 +85,7 @@ class UpProcess:
         self._pid = self._child.pid
         (self._data_dir / HUB_FILE).write_text(json.dumps({"pid": self._pid, "command": command}) + "\n")
 
-    def ended(self):
+    def ended(self) -> str | None:
         """Why the process is not running, in words; None while it runs."""
         if self._child is not None:
             status = self._child.poll()
@@ -89,12 +94,12 @@ class UpProcess:
             return f"signal {-status}" if status < 0 else f"exit code {status}"
         return None if self._pid is not None and self._belongs_here(self._pid) else "unknown exit code"
 
-    async def stop(self, grace):
+    async def stop(self, grace: float) -> None:
         """Ends the process with everything it started, by force after `grace` seconds. The data stays."""
-        if self.ended() is None:
+        if self._pid is not None and self.ended() is None:
             await self._end([self._pid], grace)
 
-    async def _end(self, pids, grace):
+    async def _end(self, pids: Sequence[int], grace: float) -> None:
         deadline = time.monotonic() + grace
         for pid in pids:
             _signal(os.kill, pid, signal.SIGTERM)
@@ -108,17 +113,17 @@ class UpProcess:
                 deadline = float("inf")
             await asyncio.sleep(POLL_SECONDS)
 
-    def _runs(self, pid):
+    def _runs(self, pid: int) -> bool:
         if self._child is not None and pid == self._child.pid:
             return self._child.poll() is None
         return self._belongs_here(pid)
 
-    def _belongs_here(self, pid):
+    def _belongs_here(self, pid: Any) -> bool:
         """Whether `pid` runs and works on our data directory. Pids are used again, and this one may get signals."""
         return isinstance(pid, int) and str(self._data_dir) in _command_line(pid)
 
 
-def _read_json(path):
+def _read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; an empty one if there is none, or none that is whole."""
     try:
         value = json.loads(path.read_text())
@@ -127,7 +132,7 @@ def _read_json(path):
     return value if isinstance(value, dict) else {}
 
 
-def _command_line(pid):
+def _command_line(pid: int) -> str:
     """Of a running process; empty for one that has ended, even if nobody has waited for it yet."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
@@ -139,7 +144,7 @@ def _command_line(pid):
         return ""
 
 
-def _signal(function, *arguments):
+def _signal(function: Callable[..., Any], *arguments: Any) -> Any:
     """Calls `function`, for which a process that is gone is no error."""
     try:
         return function(*arguments)

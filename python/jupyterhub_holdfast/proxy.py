@@ -1,23 +1,30 @@
 """What JupyterHub asks of a proxy, asked of a cluster."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 import os
 import secrets
 import socket
 import time
+from collections.abc import Callable, Mapping
+from typing import Any
 from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
 
-from jupyterhub.metrics import PROXY_POLL_DURATION_SECONDS
+from jupyterhub.metrics import CHECK_ROUTES_DURATION_SECONDS, PROXY_POLL_DURATION_SECONDS
 from jupyterhub.proxy import Proxy
 from jupyterhub.traitlets import Command
 from tornado.httpclient import HTTPClientError
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
-from traitlets import Float, Integer, List, TraitError, Unicode, default, observe, validate
+from traitlets import Bool, Float, Integer, List, TraitError, Unicode, default, observe, validate
 
+from ._proto import routes_pb2
+from .check import TableRoute, Wanted, as_text
 from .client import RouteClient
 from .endpoints import parse_endpoint, parse_endpoints
-from .errors import Unavailable
+from .errors import Rejected, Unavailable
 from .process import UpProcess
 
 DEFAULT_ENDPOINT = "127.0.0.1:7011"
@@ -63,6 +70,18 @@ class HoldfastProxy(Proxy):
         """,
     )
 
+    mixed_routespecs = Bool(
+        False,
+        config=True,
+        help="""
+        Whether routespecs with a host and such without one may be used together.
+
+        JupyterHub allows the ones with `subdomain_host`, the others without it, and refuses what does not fit (`/` fits
+        always). The proxies themselves take both: a route with the request's host first, then one without a host. So
+        with this on, `extra_routes` and other programs within the hub may add either kind.
+        """,
+    )
+
     api_url = Unicode(
         config=True,
         help="""
@@ -77,7 +96,8 @@ class HoldfastProxy(Proxy):
         help="""
         Sent to the replicas with every call, as a bearer token. Default: the environment's CONFIGPROXY_AUTH_TOKEN.
 
-        Replicas of this version do not ask for it: keep their API on a network of its own.
+        `PATCH /hub/api/proxy` sets it. Replicas of this version do not ask for it: keep their API on a network of its
+        own.
         """,
     )
 
@@ -180,21 +200,21 @@ class HoldfastProxy(Proxy):
     )
 
     check_running_interval = Float(
-        5.0,
+        1.0,
         min=0.1,
         config=True,
         help="How often to look whether Holdfast still runs, in seconds. Only with `should_start`.",
     )
 
     # Made when every trait has its value; traits change before that, too.
-    client = None
+    client: RouteClient = None
 
     @default("auth_token")
-    def _auth_token_default(self):
+    def _auth_token_default(self) -> str:
         return os.environ.get("CONFIGPROXY_AUTH_TOKEN", "")
 
     @validate("endpoints")
-    def _validate_endpoints(self, proposal):
+    def _validate_endpoints(self, proposal: Any) -> list[str]:
         if not proposal.value:
             raise TraitError("HoldfastProxy.endpoints: at least one host:port")
         try:
@@ -203,7 +223,7 @@ class HoldfastProxy(Proxy):
             raise TraitError(f"HoldfastProxy.endpoints: {e}") from None
 
     @validate("api_url")
-    def _validate_api_url(self, proposal):
+    def _validate_api_url(self, proposal: Any) -> str:
         try:
             parse_endpoints(proposal.value)
         except ValueError as e:
@@ -211,18 +231,28 @@ class HoldfastProxy(Proxy):
         return proposal.value
 
     @validate("namespace")
-    def _validate_namespace(self, proposal):
+    def _validate_namespace(self, proposal: Any) -> str:
         if proposal.value in ("", "*"):
             raise TraitError(f"HoldfastProxy.namespace: {proposal.value!r} names no namespace")
         return proposal.value
 
     @validate("replicas")
-    def _validate_replicas(self, proposal):
+    def _validate_replicas(self, proposal: Any) -> int:
         if proposal.value not in (1, 3):
             raise TraitError(f"HoldfastProxy.replicas: 1 or 3, not {proposal.value}")
         return proposal.value
 
-    def __init__(self, **kwargs):
+    # Of the base class's name, for it takes the place of that one.
+    @validate("extra_routes")
+    def _validate_extra_routes(self, proposal: Any) -> dict[str, str]:
+        if not self.mixed_routespecs:
+            return super()._validate_extra_routes(proposal)
+        for routespec, target in proposal.value.items():
+            if not target.lower().startswith(("http://", "https://")):
+                raise TraitError(f"HoldfastProxy.extra_routes: {routespec}: {target!r} is no http:// or https:// URL")
+        return {self.validate_routespec(routespec): target for routespec, target in proposal.value.items()}
+
+    def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         self.client = RouteClient(
             self.endpoints,
@@ -234,45 +264,119 @@ class HoldfastProxy(Proxy):
             hub=secrets.token_bytes(16),
             log=self.log,
         )
-        self._process = None
-        self._watch = None
+        self._process: UpProcess | None = None
+        self._watch: asyncio.Future[None] | None = None
+        self._check_locks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+        # The routes that a check is about to change, and what tells that it has.
+        self._under_check: Mapping[str, asyncio.Event] = {}
 
     @observe("api_url")
-    def _api_url_changed(self, change):
+    def _api_url_changed(self, change: Any) -> None:
         self.endpoints = parse_endpoints(change.new)
 
-    @observe("endpoints", "auth_token")
-    def _connection_changed(self, _change):
+    @observe("endpoints")
+    def _endpoints_changed(self, _change: Any) -> None:
         if self.client is not None:
-            self.client.endpoints.replace(self.endpoints)
+            self.client.move(self.endpoints)
+
+    @observe("auth_token")
+    def _auth_token_changed(self, _change: Any) -> None:
+        if self.client is not None:
             self.client.auth_token = self.auth_token
 
-    async def add_route(self, routespec, target, data):
+    def validate_routespec(self, routespec: str) -> str:
+        """The routespec with its trailing slash. Raises ValueError for a host where none may be, or none where one must."""
+        if not self.mixed_routespecs:
+            return super().validate_routespec(routespec)
+        return routespec if routespec.endswith("/") else f"{routespec}/"
+
+    async def add_route(self, routespec: str, target: str, data: Mapping[str, Any] | None) -> None:
         """Adds or replaces a route. Then live proxies serve it, or the log names those that do not yet."""
         routespec = self.validate_routespec(routespec)
-        text = json.dumps(data or {}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        text = as_text(data)
+        await self._no_check_changes(routespec)
         written = await self.client.put(routespec, target, text, self.wait_for_proxies)
         self._report_lagging(f"Route {routespec} added", written)
 
-    async def delete_route(self, routespec):
-        """Removes a route. One that is not there is removed already."""
+    async def delete_route(self, routespec: str) -> None:
+        """Removes a route. One that is not there, or not ours, is removed already."""
         routespec = self.validate_routespec(routespec)
-        written = await self.client.delete(routespec, self.wait_for_proxies)
-        self._report_lagging(f"Route {routespec} deleted", written)
+        await self._no_check_changes(routespec)
+        try:
+            written = await self.client.delete(routespec, self.wait_for_proxies)
+        except Rejected as refusal:
+            if refusal.reason != "namespace":
+                raise
+            # The hub would keep a server that it cannot unroute for ever.
+            self.log.warning("No route of namespace %s to delete: %s", self.namespace, refusal)
+        else:
+            self._report_lagging(f"Route {routespec} deleted", written)
 
-    async def get_all_routes(self):
+    async def get_all_routes(self) -> dict[str, TableRoute]:
         """This hub's routes as of now. Raises when the cluster cannot say; an empty answer means an empty table."""
         start = time.perf_counter()
-        routes = {route.routespec: _as_hub_route(route) for route in await self.client.list()}
+        routes = {route.routespec: _as_table_route(route) for route in await self.client.list()}
         PROXY_POLL_DURATION_SECONDS.observe(time.perf_counter() - start)
         return routes
 
-    async def get_route(self, routespec):
+    async def get_route(self, routespec: str) -> TableRoute | None:
         """One route as of now, or None. Raises when the cluster cannot say."""
-        route = await self.client.get(self.validate_routespec(routespec))
-        return None if route is None else _as_hub_route(route)
+        routespec = self.validate_routespec(routespec)
+        route = await self.client.get(routespec)
+        # The cluster finds it in another spelling, too (`%40` for `@`); in the list of all it is not under this one.
+        return None if route is None or route.routespec != routespec else _as_table_route(route)
 
-    async def start(self):
+    async def check_routes(
+        self,
+        user_dict: Mapping[Any, Any],
+        service_dict: Mapping[str, Any],
+        routes: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        """Makes the table what the hub wants it to be, in one batch; see the base class for what that is.
+
+        A route that the cluster refuses is named in the log and keeps no other from being mended. Raises when it is the
+        hub's own, and when the cluster does not answer.
+        """
+        async with self._one_check_at_a_time():
+            start = time.perf_counter()
+            if not routes:
+                self.log.debug("Fetching routes to check")
+                routes = await self.get_all_routes()
+            hub_routespec = self.app.hub.routespec
+            wanted = Wanted.by(hub_routespec, self.hub, user_dict.values(), service_dict.values(), self.extra_routes)
+            changes = wanted.changes_to(routes, self.log)
+            # Nothing was awaited since the hub was looked at. What it decides from here on comes after our changes.
+            decided = asyncio.Event()
+            self._under_check = {change.routespec: decided for change in changes}
+            try:
+                written = await self.client.write_each(changes, self.wait_for_proxies)
+            finally:
+                self._under_check = {}
+                decided.set()
+            for answer in written.answers:
+                self._report_lagging("Routes checked", answer)
+            for change, refusal in written.refused:
+                if change.routespec == hub_routespec:
+                    raise refusal
+                if refusal.reason == "precondition":
+                    self.log.info("Route %s has changed since it was found stale, it stays", change.routespec)
+                else:
+                    self.log.error("Route %s cannot be mended: %s", change.routespec, refusal)
+            CHECK_ROUTES_DURATION_SECONDS.observe(time.perf_counter() - start)
+
+    def _one_check_at_a_time(self) -> asyncio.Lock:
+        return self._check_locks.setdefault(asyncio.get_running_loop(), asyncio.Lock())
+
+    async def _no_check_changes(self, routespec: str) -> None:
+        """Waits for a check that is about to change this route.
+
+        What the check saw is older than what the hub wants now, but during an outage its batch may well be applied
+        later; and where both spell the same route, the table could not tell that it was added again.
+        """
+        while (decided := self._under_check.get(routespec)) is not None:
+            await decided.wait()
+
+    async def start(self) -> None:
         """Starts Holdfast, or goes on with the one that an earlier hub left running.
 
         Returns when the API and every public port answer and every proxy follows the table. Raises when that takes
@@ -286,20 +390,20 @@ class HoldfastProxy(Proxy):
             arguments += ["--ip", ip]
         arguments += ["--base-port", str(self.base_port), "--proxy-admin-base", str(self.proxy_admin_base)]
         self.log.info("Starting Holdfast @ %s with its data in %s", self.public_url, os.path.abspath(self.data_dir))
-        self._process = UpProcess(self.command, os.path.abspath(self.data_dir), self.log)
+        process = self._process = UpProcess(self.command, os.path.abspath(self.data_dir), self.log)
         self.endpoints = [f"127.0.0.1:{self.base_port + 10 * i}" for i in range(self.replicas)]
         try:
-            await self._process.start(arguments, self.stop_timeout)
-            await self._wait_until_ready(ip, port)
+            await process.start(arguments, self.stop_timeout)
+            await self._wait_until_ready(process, ip, port)
         except FileNotFoundError:
             self.log.error("There is no command %r: install Holdfast or set c.HoldfastProxy.command", self.command[0])
             raise
         except BaseException:
-            await self._process.stop(self.stop_timeout)
+            await process.stop(self.stop_timeout)
             raise
-        self._watch = asyncio.ensure_future(self._keep_running(arguments, ip, port))
+        self._watch = asyncio.ensure_future(self._keep_running(process, arguments, ip, port))
 
-    async def stop(self):
+    async def stop(self) -> None:
         """Stops what `start` started. The routes stay on disk."""
         if self._watch is not None:
             self._watch.cancel()
@@ -310,7 +414,7 @@ class HoldfastProxy(Proxy):
             self.log.info("Stopping Holdfast[%s]", self._process.pid)
             await self._process.stop(self.stop_timeout)
 
-    def _refuse_unsupported(self):
+    def _refuse_unsupported(self) -> None:
         """Serving plain HTTP where TLS was asked for would be worse than not starting."""
         if self.ssl_key or self.ssl_cert:
             raise RuntimeError(
@@ -331,12 +435,12 @@ class HoldfastProxy(Proxy):
                 "c.HoldfastProxy.should_start = False to use the cluster, or remove endpoints to start one"
             )
 
-    async def _wait_until_ready(self, ip, port):
+    async def _wait_until_ready(self, process: UpProcess, ip: str, port: int) -> None:
         deadline = time.monotonic() + self.start_timeout
         while True:
             problem = await self._why_not_ready(ip, port)
             # Asked last: another program on our ports may have answered in place of a process that could not bind.
-            ended = self._process.ended()
+            ended = process.ended()
             if ended is not None:
                 raise RuntimeError(f"Holdfast ended during its start with {ended}; its own output says why")
             if problem is None:
@@ -345,7 +449,7 @@ class HoldfastProxy(Proxy):
                 raise TimeoutError(f"Holdfast is not ready after {self.start_timeout:g} s: {problem}")
             await asyncio.sleep(READY_POLL_SECONDS)
 
-    async def _why_not_ready(self, ip, port):
+    async def _why_not_ready(self, ip: str, port: int) -> str | None:
         try:
             # Linearizable, so the answer proves a leader with a quorum behind it.
             await self.client.get("/", timeout=1.0)
@@ -362,24 +466,29 @@ class HoldfastProxy(Proxy):
                 return problem
         return None
 
-    async def _keep_running(self, arguments, ip, port):
+    async def _keep_running(self, process: UpProcess, arguments: list[str], ip: str, port: int) -> None:
         """Starts Holdfast again whenever it has ended. It comes back with its routes."""
+        is_back = True
         while True:
             await asyncio.sleep(self.check_running_interval)
-            ended = self._process.ended()
-            if ended is None:
+            ended = process.ended()
+            if ended is None and is_back:
                 continue
-            self.log.error("Holdfast ended with %s, starting it again", ended)
+            is_back = False
             try:
-                await self._process.start(arguments, self.stop_timeout)
-                await self._wait_until_ready(ip, port)
+                if ended is not None:
+                    self.log.error("Holdfast ended with %s, starting it again", ended)
+                    await process.start(arguments, self.stop_timeout)
+                await self._wait_until_ready(process, ip, port)
                 # The table is durable, its disk need not be.
                 await self.check_routes(self.app.users, self.app._service_map)
-                self.log.info("Holdfast is back")
             except Exception:
-                self.log.exception("Could not start Holdfast again, next try in %g s", self.check_running_interval)
+                self.log.exception("Holdfast is not back yet, next try in %g s", self.check_running_interval)
+            else:
+                self.log.info("Holdfast is back")
+                is_back = True
 
-    def _report_lagging(self, what, written):
+    def _report_lagging(self, what: str, written: routes_pb2.WriteResponse) -> None:
         if written.proxies_synced < written.proxies_live:
             self.log.warning(
                 "%s at revision %i; %i of %i proxies do not serve that yet: %s",
@@ -391,7 +500,7 @@ class HoldfastProxy(Proxy):
             )
 
 
-async def _why_not(url, judge=lambda body: None):
+async def _why_not(url: str, judge: Callable[[bytes], str | None] = lambda body: None) -> str | None:
     """Why `url` does not answer as it should, in words; None if it does."""
     # Not the client that is configured for the hub: it may go through the environment's http_proxy.
     client = SimpleAsyncHTTPClient()
@@ -403,19 +512,19 @@ async def _why_not(url, judge=lambda body: None):
     return None if problem is None else f"{url}: {problem}"
 
 
-def _as_hub_route(route):
-    return {"routespec": route.routespec, "target": route.target, "data": json.loads(route.data or "{}")}
+def _as_table_route(route: routes_pb2.Route) -> TableRoute:
+    return TableRoute(route.routespec, route.target, json.loads(route.data or "{}"), route.mod_revision)
 
 
-async def _ip_address(host):
+async def _ip_address(host: str | None) -> str:
     """The IP address that a host in a bind URL stands for; empty for every address."""
     if host in (None, "", "*"):
         return ""
     found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return found[0][4][0]
+    return str(found[0][4][0])
 
 
-def _connect_address(ip):
+def _connect_address(ip: str) -> str:
     """Where to reach, from this machine, what listens on `ip`."""
     if ip in ("", "0.0.0.0"):
         return "127.0.0.1"
