@@ -3,17 +3,19 @@
 #
 #     make_venv.sh [DIRECTORY [REQUIREMENTS_FILE...]]      default: ${XDG_CACHE_HOME:-~/.cache}/holdfast/venv
 #
-# Requirements files name what else shall be in it. PYTHON chooses the interpreter (default python3).
+# Requirements files name what else shall be in it. PYTHON chooses the interpreter (default python3), JUPYTERHUB another
+# version of JupyterHub than the pinned one.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
 venv=${1:-${XDG_CACHE_HOME:-$HOME/.cache}/holdfast/venv}
 [ $# -eq 0 ] || shift
 python=${PYTHON:-python3}
+jupyterhub=${JUPYTERHUB:-6.1.1}
 
 # What the environment is made of, one line for each part. The package is installed editable, so its path counts and not
 # its code.
-base=$({ "$python" -VV; echo "$here"; cat "$here/pyproject.toml" "$here/requirements-test.txt" "$0"; } | sha256sum)
+base=$({ "$python" -VV; echo "$here $jupyterhub"; cat "$here/pyproject.toml" "$here/requirements-test.txt" "$0"; } | sha256sum)
 wanted=$(echo "base $base"; for file; do echo "extra $(sha256sum <"$file")"; done)
 up_to_date() {
     [ -x "$venv/bin/python" ] || return 1
@@ -48,11 +50,11 @@ for file; do
     shift
     set -- "$@" --requirement "$file"
 done
-# The pins need 3.11. The package itself, and JupyterHub, run on 3.10 too.
-if "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+# The pins need 3.11, and are one JupyterHub's. The package itself, and JupyterHub, run on 3.10 too.
+if [ -z "${JUPYTERHUB:-}" ] && "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     set -- "$@" --requirement "$here/requirements-test.txt" --editable "$here"
 else
-    set -- "$@" jupyterhub==6.1.1 --editable "$here[dev]"
+    set -- "$@" "jupyterhub==$jupyterhub" --editable "$here[dev]"
 fi
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
 # Written last, so that an interrupted run is done again.

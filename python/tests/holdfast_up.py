@@ -1,5 +1,6 @@
 """The real binary: `holdfast up` as a process of the test's own."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -10,6 +11,8 @@ import time
 from pathlib import Path
 
 from ports import free_ports
+
+from jupyterhub_holdfast import RouteClient
 
 
 def find_holdfast():
@@ -51,6 +54,22 @@ class HoldfastUp:
     def child_pid(self, name):
         """Of a replica (`r0`) or proxy (`p0`), as of now: a restarted one has another. None while it does not run."""
         return json.loads((self.data_dir / "up.json").read_text())["children"].get(name)
+
+    async def leader(self):
+        """The leader's name. The first answer of some replica that knows one decides."""
+        client = RouteClient(self.endpoints)
+        while not (status := await client.status()).leader_id:
+            await asyncio.sleep(0.05)
+        await client.close()
+        return next(member.name for member in status.members if member.node_id == status.leader_id)
+
+    async def all_ready(self):
+        """Returns when every replica says that it has caught up."""
+        for endpoint in self.endpoints:
+            client = RouteClient([endpoint])
+            while not (await client.status()).ready:
+                await asyncio.sleep(0.05)
+            await client.close()
 
     def __enter__(self):
         command = [find_holdfast(), "up", "--data-dir", self.data_dir, "--ip", "127.0.0.1", "--port", self.public_port]

@@ -68,6 +68,12 @@ class Hub:
 
     def start(self):
         """Returns when the hub answers; raises with its log when it ends instead."""
+        self.launch()
+        self.wait()
+        return self
+
+    def launch(self):
+        """Starts the process and does not wait for it."""
         with self.log_path.open("a") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "jupyterhub", "--config", self.config_path],
@@ -78,8 +84,16 @@ class Hub:
                 stderr=log,
                 start_new_session=True,
             )
+
+    def wait(self):
+        """Returns when the hub answers; raises with its log when it ends instead."""
         until(self._answers, 90, "the hub answers", self)
-        return self
+
+    def move(self, base_url):
+        """Puts the hub below another path, from its next start on."""
+        self.base_url = base_url
+        with self.config_path.open("a") as config:
+            config.write(f"c.JupyterHub.bind_url = {self.public_url + base_url!r}\n")
 
     def _answers(self):
         if self.process.poll() is not None:
@@ -115,21 +129,23 @@ class Hub:
     def start_server(self, user, name=""):
         """Returns when the server is ready, which is when its route has been added."""
         home = self.homes / user
-        user = quote(user)
+        user, path = quote(user, safe=""), quote(name, safe="")
         if self.get(f"/users/{user}").status == 404:
             self.api("POST", f"/users/{user}")
         home.mkdir(exist_ok=True)
         # Tells whose server answers.
         (home / "owner.txt").write_text(home.name)
-        self.api("POST", f"/users/{user}/servers/{name}" if name else f"/users/{user}/server")
+        self.api("POST", f"/users/{user}/servers/{path}" if name else f"/users/{user}/server")
         until(lambda: self._server(user, name).get("ready"), 120, f"the server {user}/{name} is ready", self)
 
     def stop_server(self, user, name=""):
         """Returns when the server is gone."""
-        self.api("DELETE", f"/users/{user}/servers/{name}" if name else f"/users/{user}/server")
+        user, path = quote(user, safe=""), quote(name, safe="")
+        self.api("DELETE", f"/users/{user}/servers/{path}" if name else f"/users/{user}/server")
         until(lambda: not self._server(user, name), 60, f"the server {user}/{name} is gone", self)
 
     def _server(self, user, name):
+        # `user` is quoted, `name` is not.
         servers = self.api("GET", f"/users/{user}").get("servers", {})
         server = servers.get(name, {})
         return {} if server.get("stopped") else server

@@ -18,11 +18,13 @@ class Refusal:
 
 
 NO_LEADER = Refusal(grpc.StatusCode.UNAVAILABLE, "no leader", "no-leader")
+NO_SERVICE = Refusal(grpc.StatusCode.UNIMPLEMENTED, "no such service")
 UNKNOWN = Refusal(grpc.StatusCode.UNAVAILABLE, "perhaps written", "unknown")
 OVERLOADED = Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many writes", "overloaded")
 SESSION_EXPIRED = Refusal(grpc.StatusCode.FAILED_PRECONDITION, "no such session", "session-expired")
 FENCED = Refusal(grpc.StatusCode.FAILED_PRECONDITION, "a newer hub has taken over", "fenced")
-HUB_UNKNOWN = Refusal(grpc.StatusCode.FAILED_PRECONDITION, "never given here", "hub-unknown")
+HUB_NO_SERVICE = Refusal(grpc.StatusCode.UNIMPLEMENTED, "no such service")
+UNKNOWN = Refusal(grpc.StatusCode.FAILED_PRECONDITION, "never given here", "hub-unknown")
 SEQUENCE = Refusal(grpc.StatusCode.FAILED_PRECONDITION, "sequence 7 after 3", "sequence")
 SILENCE = object()
 
@@ -30,11 +32,13 @@ SILENCE = object()
 class ScriptedReplica(routes_pb2_grpc.RoutesServicer):
     """Answers calls with `script`, one item for each, and with a success when it is used up.
 
-    An item is a Refusal, SILENCE (no answer ever), or the answer itself: for List, a list of pages.
+    An item is a Refusal, SILENCE (no answer ever), or the answer itself: for List, a list of pages. `judge` may refuse a
+    request by what is in it, before the script is asked.
     """
 
-    def __init__(self, script=(), leader=None):
+    def __init__(self, script=(), leader=None, judge=lambda request: None):
         self.script = list(script)
+        self.judge = judge
         self.leader = leader
         self.calls = []
         self.metadata = []
@@ -64,7 +68,9 @@ class ScriptedReplica(routes_pb2_grpc.RoutesServicer):
         self.most_under_way = max(self.most_under_way, self.under_way)
         try:
             await self.gate.wait()
-            item = self.script.pop(0) if self.script else success
+            item = self.judge(request)
+            if item is None:
+                item = self.script.pop(0) if self.script else success
             if item is SILENCE:
                 await asyncio.Event().wait()
             if isinstance(item, Refusal):

@@ -11,6 +11,7 @@ from scripted_replica import (
     FENCED,
     HUB_UNKNOWN,
     NO_LEADER,
+    NO_SERVICE,
     OVERLOADED,
     SEQUENCE,
     SESSION_EXPIRED,
@@ -20,8 +21,9 @@ from scripted_replica import (
     ScriptedReplica,
 )
 
-from jupyterhub_holdfast import Rejected, RouteClient, Unavailable, client
+from jupyterhub_holdfast import Rejected, RouteClient, Unavailable, changes, client
 from jupyterhub_holdfast._proto import routes_pb2
+from jupyterhub_holdfast.changes import Delete, Put
 
 
 @pytest.fixture
@@ -117,6 +119,10 @@ async def test_only_a_repeated_write_says_that_it_is_one(start):
         Refusal(grpc.StatusCode.CANCELLED),
         Refusal(grpc.StatusCode.UNKNOWN, "Stream removed"),
         Refusal(grpc.StatusCode.INTERNAL, "Received RST_STREAM with error code 2"),
+        # An endpoint that is something else, or something in between. What it says is not the cluster's word.
+        NO_SERVICE,
+        Refusal(grpc.StatusCode.UNAUTHENTICATED, "who are you"),
+        Refusal(grpc.StatusCode.INVALID_ARGUMENT, "bad header"),
     ],
     ids=lambda failure: failure.code.name,
 )
@@ -181,6 +187,17 @@ async def test_a_session_is_not_used_again_after_a_write_that_failed(start):
     assert next_one[1] == 1
 
 
+@pytest.mark.parametrize("reason", ["namespace", "precondition"])
+async def test_a_session_goes_on_after_a_refusal_that_became_a_part_of_it(start, reason):
+    routes, replica = await start([Refusal(grpc.StatusCode.FAILED_PRECONDITION, "no", reason)])
+    with pytest.raises(Rejected):
+        await put(routes)
+    await put(routes)
+    refused, next_one = map(identity, replica.calls)
+    assert refused[0] == next_one[0]
+    assert (refused[1], next_one[1]) == (1, 2)
+
+
 async def test_a_session_is_not_used_again_after_a_cancelled_write(start):
     routes, replica = await start([SILENCE])
     write = asyncio.ensure_future(put(routes))
@@ -206,7 +223,7 @@ async def test_a_replica_that_swallows_calls_costs_one_attempt(start, monkeypatc
 
 async def test_endpoints_where_nobody_listens_cost_next_to_nothing(start):
     routes, replica = await start([])
-    routes.endpoints.replace([f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}", replica.address])
+    routes.move([f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}", replica.address])
     began = time.monotonic()
     await put(routes)
     assert time.monotonic() - began < 1.0
@@ -298,11 +315,128 @@ async def test_a_leader_address_that_cannot_be_reached_is_tried_once(start):
 
 async def test_a_leader_that_is_no_configured_endpoint_is_used(start):
     routes, replica, elsewhere = await start([], [])
-    routes.endpoints.replace([replica.address])
+    routes.move([replica.address])
     replica.leader = elsewhere.address
     await put(routes)
     await put(routes)
     assert len(elsewhere.calls) == 1
+
+
+def written_specs(replica):
+    """What the applied writes changed, in their order."""
+    return [
+        [change.put.routespec or change.delete for change in request.changes]
+        for request in replica.calls
+        if isinstance(request, routes_pb2.WriteRequest) and replica.judge(request) is None
+    ]
+
+
+def refuse(*routespecs, reason="namespace"):
+    """Refuses every batch with one of these, as the cluster does."""
+
+    def judge(request):
+        for change in getattr(request, "changes", ()):
+            spec = change.put.routespec or change.delete
+            if spec in routespecs:
+                return Refusal(grpc.StatusCode.FAILED_PRECONDITION, f"not {spec}", reason)
+        return None
+
+    return judge
+
+
+async def test_changes_are_written_as_one_batch(start):
+    routes, replica = await start([])
+    written = await routes.write_each([Put("/a/", "http://x"), Delete("/b/", 7), Delete("/c/")], 0.5)
+    [request] = replica.calls
+    assert [change.WhichOneof("change") for change in request.changes] == ["put", "delete", "delete"]
+    [unchanged] = request.preconditions
+    assert (unchanged.route_revision.routespec, unchanged.route_revision.mod_revision) == ("/b/", 7)
+    assert request.wait_for_proxies_ms == 500
+    assert (len(written.answers), written.refused) == (1, [])
+
+
+async def test_no_changes_are_no_write(start):
+    routes, replica = await start([])
+    written = await routes.write_each([])
+    assert (written.answers, written.refused, replica.calls) == ([], [], [])
+
+
+async def test_more_changes_than_one_batch_takes_are_several_in_order(start, monkeypatch):
+    monkeypatch.setattr(changes, "CHANGES_MAX", 10)
+    routes, replica = await start([])
+    specs = [f"/u{n}/" for n in range(25)]
+    await routes.write_each([Put(spec, "http://x") for spec in specs])
+    assert written_specs(replica) == [specs[:10], specs[10:20], specs[20:]]
+
+
+@pytest.mark.parametrize("reason", ["invalid", "namespace", "precondition"])
+async def test_a_refused_change_keeps_no_other_from_being_made(start, reason):
+    routes, replica = await start([])
+    replica.judge = refuse("/u13/", "/u77/", reason=reason)
+    specs = [f"/u{n}/" for n in range(100)]
+    written = await routes.write_each([Put(spec, "http://x") for spec in specs])
+    assert [(change.routespec, refusal.reason) for change, refusal in written.refused] == [
+        ("/u13/", reason),
+        ("/u77/", reason),
+    ]
+    made = [spec for batch in written_specs(replica) for spec in batch]
+    assert made == [spec for spec in specs if spec not in ("/u13/", "/u77/")]
+    assert len(written.answers) == len(written_specs(replica))
+    # Two of a hundred are found by halves, not one by one.
+    assert len(replica.calls) < 32
+
+
+async def test_a_refusal_that_is_about_all_changes_is_raised_at_once(start):
+    routes, replica = await start([routes_pb2.OpenHubResponse(hub_epoch=5), FENCED], hub=b"h" * 16)
+    with pytest.raises(Rejected) as caught:
+        await routes.write_each([Put(f"/u{n}/", "http://x") for n in range(10)])
+    assert caught.value.reason == "fenced"
+    assert len(replica.calls) == 2
+
+
+async def test_an_outage_in_the_middle_of_several_batches_is_raised(start, monkeypatch):
+    monkeypatch.setattr(changes, "CHANGES_MAX", 1)
+    routes, replica = await start([routes_pb2.WriteResponse(revision=1)] + [NO_LEADER] * 1000, timeout=1.0)
+    with pytest.raises(Unavailable, match="put /b/"):
+        await routes.write_each([Put("/a/", "http://x"), Put("/b/", "http://x"), Put("/c/", "http://x")])
+    assert {spec for [spec] in written_specs(replica)} == {"/a/", "/b/"}
+
+
+async def test_another_cluster_is_told_of_the_hub_anew(start):
+    """There the number that the old one gave is somebody else's, and fenced."""
+    old, new = routes_pb2.OpenHubResponse(hub_epoch=5), routes_pb2.OpenHubResponse(hub_epoch=9)
+    routes, here, there = await start([old], [new], hub=b"h" * 16)
+    await put(routes)
+    routes.move([there.address])
+    await put(routes)
+    assert [type(call).__name__ for call in there.calls] == ["OpenHubRequest", "WriteRequest"]
+    assert there.calls[1].hub_epoch == 9
+    assert len(here.calls) == 2
+
+
+async def test_an_answer_of_the_old_cluster_that_comes_late_is_not_used_in_the_new_one(start):
+    old, new = routes_pb2.OpenHubResponse(hub_epoch=5), routes_pb2.OpenHubResponse(hub_epoch=9)
+    routes, here, there = await start([old], [new], hub=b"h" * 16)
+    here.gate.clear()
+    late = asyncio.ensure_future(put(routes))
+    await until(lambda: here.under_way == 1)
+    routes.move([there.address])
+    await put(routes)
+    here.gate.set()
+    await late
+    await put(routes)
+    assert [call.hub_epoch for call in there.calls[1:]] == [9, 9]
+    assert here.calls[-1].hub_epoch == 5
+
+
+async def test_a_call_that_is_under_way_moves_along(start):
+    routes, replica = await start([], timeout=20.0)
+    routes.move([f"127.0.0.1:{free_port()}"])
+    write = asyncio.ensure_future(put(routes))
+    await asyncio.wait([write], timeout=0.5)
+    assert not write.done()
+    routes.move([replica.address])
+    await asyncio.wait_for(write, 5)
 
 
 async def test_an_absent_route_is_none(start):
@@ -385,7 +519,7 @@ def test_one_client_serves_several_event_loops():
         nonlocal routes
         async with ScriptedReplica() as replica:
             routes = routes or RouteClient([replica.address], timeout=5.0)
-            routes.endpoints.replace([replica.address])
+            routes.move([replica.address])
             await put(routes)
             await routes.close()
             return len(replica.calls)

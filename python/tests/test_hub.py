@@ -1,23 +1,31 @@
 """A real JupyterHub with real servers behind real proxies. Nothing here is a stand-in."""
 
+import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from holdfast_up import HoldfastUp, find_holdfast
 from hub import API_TOKEN, Hub, fetch, until
+from jupyterhub.utils import url_escape_path
 from ports import free_ports
 from processes import is_alive
 from websockets.sync.client import connect
+
+from jupyterhub_holdfast import HoldfastProxy
 
 pytestmark = pytest.mark.timeout(600)
 
 
 def owner(url, user, name=""):
     """Whose server answers for this user's path; None if it is no server."""
-    server = f"{user}/{name}" if name else user
+    server = "/".join(url_escape_path(part) for part in (user, name) if part)
     answer = fetch(f"{url}/user/{server}/api/contents/owner.txt?content=1")
     return json.loads(answer.body)["content"] if answer.status == 200 else None
 
@@ -139,6 +147,25 @@ class TestWithACluster:
             until(lambda: owner(up.public_urls[1], "bob") == "bob", 30, "the other proxy has the route", hub)
             until(lambda: up.child_pid(name) not in (None, pid), 30, f"{name} is started again")  # noqa: B023
 
+    def test_a_name_may_hold_anything_that_the_hub_allows(self, up, hub):
+        user, name = "zo\u00eb+50% `\u6f22`@b.org~'\"", "a+b ~@%41 `\u00fc\u6f22` '\""
+        hub.start_server(user)
+        hub.start_server(user, name)
+        prefix = f"/user/{url_escape_path(user)}/"
+        specs = {prefix, f"{prefix}{url_escape_path(name)}/"}
+        routes = hub.routes()
+        assert {spec for spec in routes if spec.startswith("/user/zo")} == specs
+        assert routes[prefix]["data"] == {"user": user, "server_name": ""}
+        for url in up.public_urls:
+            assert owner(url, user) == user
+            assert owner(url, user, name) == user
+        # A check finds them as they are.
+        hub.api("POST", "/proxy")
+        assert hub.routes() == routes
+        hub.stop_server(user, name)
+        hub.stop_server(user)
+        assert not specs & set(hub.routes())
+
     def test_check_routes_on_demand_finds_nothing_to_do(self, hub):
         before = hub.routes()
         hub.api("POST", "/proxy")
@@ -154,6 +181,153 @@ class TestWithACluster:
         metrics = fetch(f"{hub.url}/hub/metrics")
         polls = next(line for line in metrics.body.decode().splitlines() if "proxy_poll_duration_seconds_count" in line)
         assert float(polls.split()[-1]) > 0
+
+
+# Every server is one and the same, so that there may be hundreds.
+SHARED_SERVER = """
+from jupyterhub.spawner import Spawner
+class OneServerForAll(Spawner):
+    async def start(self):
+        return "{target}"
+    async def stop(self, now=False):
+        pass
+    async def poll(self):
+        return None
+c.JupyterHub.spawner_class = OneServerForAll
+c.JupyterHub.services += [
+    {{"name": "elsewhere", "url": "{target}", "api_token": "another-token-for-the-tests"}},
+]
+"""
+
+
+class TestManyServers:
+    """A hub with hundreds of servers and a service, on a cluster that loses replicas."""
+
+    @pytest.fixture
+    def target(self):
+        class EchoPath(BaseHTTPRequestHandler):
+            def do_GET(self):
+                self.send_response(200)
+                body = self.path.encode()
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_):
+                pass
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), EchoPath) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            yield f"http://127.0.0.1:{server.server_port}"
+            server.shutdown()
+            thread.join()
+
+    @pytest.fixture
+    def hub(self, up, target, tmp_path):
+        settings = [
+            "c.HoldfastProxy.should_start = False",
+            f"c.HoldfastProxy.endpoints = {up.endpoints!r}",
+            "c.HoldfastProxy.extra_routes = {'/extra': 'http://127.0.0.1:1'}",
+            "c.JupyterHub.cleanup_servers = False",
+            "c.JupyterHub.log_level = 'INFO'",
+            SHARED_SERVER.format(target=target),
+        ]
+        with Hub(tmp_path / "hub", up.public_port, settings) as hub:
+            yield hub
+            hub.stop()
+
+    def test_no_server_is_stopped_and_none_wedged_while_leaders_die(self, up, hub, target):
+        hub.start()
+        users = [f"user-{n}" for n in range(200)]
+        own = {"/", "/extra/", "/services/elsewhere/"}
+        assert set(hub.routes()) == own
+        hub.api("POST", "/users", {"usernames": users})
+        with ThreadPoolExecutor(20) as pool:
+
+            def all_while_the_leader_dies(method, halfway):
+                calls = [pool.submit(hub.get, f"/users/{user}/server", method) for user in users]
+                until(halfway, 60, "half of the servers", hub)
+                leader = asyncio.run(up.leader())
+                pid = up.child_pid(leader)
+                os.kill(pid, signal.SIGKILL)
+                assert {call.result().status for call in calls} <= {201, 204}
+                until(lambda: up.child_pid(leader) not in (None, pid), 30, f"{leader} is started again")
+
+            def routes():
+                return len(hub.routes()) - len(own)
+
+            all_while_the_leader_dies("POST", lambda: routes() > len(users) // 2)
+            servers = {user["name"]: user["servers"] for user in hub.api("GET", "/users?limit=1000")}
+            assert all(servers[user][""]["ready"] for user in users)
+            assert set(hub.routes()) == own | {f"/user/{user}/" for user in users}
+            for url in up.public_urls:
+                for user in users:
+                    assert fetch(f"{url}/user/{user}/x").body == f"/user/{user}/x".encode()
+
+            # A hub that comes back finds everything as it was.
+            hub.stop()
+            hub.start()
+            assert set(hub.routes()) == own | {f"/user/{user}/" for user in users}
+            assert "Adding missing" not in hub.log_since_start()
+            assert "stale" not in hub.log_since_start()
+
+            all_while_the_leader_dies("DELETE", lambda: routes() < len(users) // 2)
+            assert set(hub.routes()) == own
+        assert "Traceback" not in hub.log()
+
+    def test_a_service_whose_prefix_changed_keeps_a_route(self, up, hub, target):
+        hub.start()
+        assert fetch(f"{up.public_urls[0]}/services/elsewhere/x").body == b"/services/elsewhere/x"
+        hub.stop()
+        hub.move("/jupyter/")
+        hub.start()
+        assert set(hub.routes()) == {"/jupyter/", "/extra/", "/jupyter/services/elsewhere/"}
+        assert fetch(f"{up.public_urls[1]}/jupyter/services/elsewhere/x").body == b"/jupyter/services/elsewhere/x"
+
+
+class TestWithoutACluster:
+    @pytest.fixture
+    def up(self, tmp_path):
+        """Not started yet."""
+        return HoldfastUp(tmp_path / "data", replicas=1, proxies=1)
+
+    @pytest.fixture
+    def hub(self, up, tmp_path):
+        settings = [
+            "c.HoldfastProxy.should_start = False",
+            f"c.HoldfastProxy.endpoints = {up.endpoints!r}",
+        ]
+        with Hub(tmp_path / "hub", up.public_port, settings) as hub:
+            yield hub
+
+    def test_a_hub_may_be_started_before_its_cluster(self, up, hub):
+        hub.launch()
+        until(lambda: "list routes" in hub.log() and "retrying for" in hub.log(), 60, "the hub waits", hub)
+        with up:
+            hub.wait()
+            assert set(hub.routes()) == {"/"}
+            assert fetch(f"{up.public_urls[0]}/hub/login").status == 200
+            hub.stop()
+        assert "Traceback" not in hub.log()
+
+    def test_a_hub_that_finds_no_cluster_ends_and_says_where_it_looked(self, up, hub):
+        with hub.config_path.open("a") as config:
+            config.write("c.HoldfastProxy.timeout = 3\n")
+        with pytest.raises(RuntimeError, match=rf"no answer from the cluster within 3 s \({up.endpoints[0]}"):
+            hub.start()
+
+
+def test_the_hub_shows_every_setting_with_its_meaning(tmp_path):
+    config = tmp_path / "jupyterhub_config.py"
+    subprocess.run([sys.executable, "-m", "jupyterhub", "--generate-config", "-f", config], check=True, cwd=tmp_path)
+    text = config.read_text()
+    for name, trait in HoldfastProxy.class_own_traits(config=True).items():
+        line = f"# c.HoldfastProxy.{name} = "
+        assert line in text, name
+        # The help comes before it, as a comment.
+        first_words = " ".join(trait.help.split()[:4])
+        assert first_words in " ".join(text[: text.index(line)].replace("#", " ").split()), name
 
 
 class TestStartedByTheHub:
@@ -213,6 +387,22 @@ class TestStartedByTheHub:
         hub.start()
         assert set(hub.routes()) == {"/"}
         assert answered_by_hub(hub.public_url, "/user/alice/")
+        hub.stop()
+
+    def test_a_holdfast_that_cannot_be_started_again_is_tried_until_it_can(self, make_hub, tmp_path):
+        command, out_of_order = tmp_path / "holdfast", tmp_path / "out-of-order"
+        command.write_text(f'#!/bin/sh\n[ -e {out_of_order} ] && exit 3\nexec {find_holdfast()} "$@"\n')
+        command.chmod(0o755)
+        hub = make_hub(f"c.HoldfastProxy.command = [{str(command)!r}]")
+        hub.start()
+        out_of_order.touch()
+        os.kill(up_file(hub)["pid"], signal.SIGKILL)
+        until(lambda: hub.log().count("Holdfast is not back yet") > 1, 60, "it is tried again", hub)
+        assert "ended during its start with exit code 3" in hub.log()
+        out_of_order.unlink()
+        until(lambda: "Holdfast is back" in hub.log(), 60, "the hub knows that Holdfast is back", hub)
+        assert set(hub.routes()) == {"/"}
+        assert fetch(f"{hub.public_url}/hub/login").status == 200
         hub.stop()
 
     def test_a_hub_below_a_path_of_its_own(self, make_hub):

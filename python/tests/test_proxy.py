@@ -6,12 +6,17 @@ import signal
 import time
 
 import pytest
+from holdfast_up import HoldfastUp
 from hub import fetch
+from hub_stand_in import Hub
+from jupyterhub.utils import url_escape_path
 from ports import free_port
+from prometheus_client import REGISTRY
 from traitlets import TraitError
 from traitlets.config import Config
 
-from jupyterhub_holdfast import HoldfastProxy, Rejected, RouteClient, Unavailable
+from jupyterhub_holdfast import HoldfastProxy, Rejected, Unavailable
+from jupyterhub_holdfast.changes import Delete
 
 TARGET = "http://127.0.0.1:18888"
 
@@ -25,31 +30,41 @@ async def make_proxy(cluster):
         traits.setdefault("endpoints", cluster.endpoints)
         traits.setdefault("should_start", False)
         host_routing = traits.pop("host_routing", False)
+        hub = traits.pop("hub", None) or Hub()
         config = Config(HoldfastProxy=traits | {"namespace": namespace or f"test-{os.urandom(6).hex()}"})
-        made.append(HoldfastProxy(config=config, host_routing=host_routing))
+        made.append(HoldfastProxy(config=config, host_routing=host_routing, app=hub, hub=hub))
         return made[-1]
 
+    make_proxy.made = made
     yield make_proxy
     for proxy in made:
-        for routespec in await proxy.get_all_routes():
-            await proxy.delete_route(routespec)
+        routes = [Delete(routespec) for routespec in await proxy.get_all_routes()]
+        await proxy.client.write_each(routes)
         await proxy.client.close()
 
 
-# As the hub spells them: quote(name, safe="@~"). And some that it never would, but that are well-formed.
+NAMES = [
+    "alice",
+    "a@b.org",
+    "~tilde",
+    "50%",
+    "a+b",
+    "two words",
+    "zürich",
+    "漢字",
+    "a/b",
+    "a%2Fb",
+    "back`tick",
+    "\"'<&>",
+]
+
+# As the hub spells them. And some that it never would, but that are well-formed.
 ROUTESPECS = [
-    "/user/alice/",
-    "/user/a@b.org/",
-    "/user/~tilde/",
-    "/user/per%25cent/",
+    *(f"/user/{url_escape_path(name)}/" for name in NAMES),
+    f"/user/alice/{url_escape_path('named `server` ü/漢')}/",
     "/user/pl%2Bus+/",
-    "/user/two%20words/",
-    "/user/z%C3%BCrich/",
-    "/user/%E6%BC%A2%E5%AD%97/",
-    "/user/slash%2Fin%2Fname/",
     "/user/lower%2fcase/",
-    "/user/back%60tick/",
-    "/user/alice/named%20server/",
+    "/user/raw/zürich/",
     "/jupyter/user/alice/",
     "/services/a-b_c.d/",
 ]
@@ -76,6 +91,41 @@ async def test_routespec_target_and_data_come_back_as_they_were(make_proxy, rout
     await proxy.delete_route(routespec)
     assert await proxy.get_all_routes() == {}
     assert await proxy.get_route(routespec) is None
+
+
+@pytest.mark.parametrize(
+    "data", [{}, {"a": {"b": [{}, [], ""]}}, {"zero": 0, "no": False, "none": None}, {"": ""}], ids=str
+)
+async def test_data_of_any_shape_keeps_its_types(make_proxy, data):
+    proxy = make_proxy()
+    await proxy.add_route("/a/", TARGET, data)
+    returned = (await proxy.get_route("/a/"))["data"]
+    # Not only equal: 0 == False.
+    assert repr(returned) == repr(data)
+
+
+async def test_names_are_hosts_and_servers_too(make_proxy):
+    proxy = make_proxy(host_routing=True)
+    specs = [f"u-{n}.hub.example.org/user/{url_escape_path(name)}/" for n, name in enumerate(NAMES)]
+    for spec in specs:
+        await proxy.add_route(spec, TARGET, {"user": spec})
+    assert {spec: route["data"]["user"] for spec, route in (await proxy.get_all_routes()).items()} == {
+        spec: spec for spec in specs
+    }
+
+
+async def test_a_slash_at_the_end_is_another_target(make_proxy):
+    proxy = make_proxy()
+    for target in (TARGET, f"{TARGET}/", TARGET):
+        await proxy.add_route("/a/", target, {})
+        assert (await proxy.get_route("/a/"))["target"] == target
+
+
+async def test_one_route_is_found_under_the_spelling_of_the_list_of_all(make_proxy):
+    proxy = make_proxy()
+    await proxy.add_route("/user/a@b/", TARGET, {})
+    assert await proxy.get_route("/user/a%40b/") is None
+    assert await proxy.get_route("/user/a@b/") == (await proxy.get_all_routes())["/user/a@b/"]
 
 
 async def test_spellings_of_one_path_do_not_both_become_routes_unnoticed(make_proxy):
@@ -146,6 +196,28 @@ async def test_path_routing_refuses_hosts_and_host_routing_refuses_paths(make_pr
     assert set(await by_host.get_all_routes()) == {"alice.hub.org/user/alice/", "/"}
 
 
+async def test_mixed_routespecs_may_have_a_host_or_none(make_proxy):
+    proxy = make_proxy(mixed_routespecs=True, extra_routes={"docs.example.org/": TARGET, "/docs": TARGET})
+    assert proxy.extra_routes == {"docs.example.org/": TARGET, "/docs/": TARGET}
+    for spec in ("host.org/a/", "/a", "/"):
+        await proxy.add_route(spec, TARGET, {})
+    assert set(await proxy.get_all_routes()) == {"host.org/a/", "/a/", "/"}
+    await proxy.check_routes({}, {})
+    assert set(await proxy.get_all_routes()) == {"/", "docs.example.org/", "/docs/"}
+    # A forgotten slash is no host.
+    with pytest.raises(Rejected, match="routespec"):
+        await proxy.add_route("user/alice/", TARGET, {})
+    with pytest.raises(TraitError, match="extra_routes"):
+        proxy.extra_routes = {"/a/": "ftp://10.0.0.1/"}
+
+
+def test_extra_routes_have_a_host_where_the_hub_has_one(make_proxy):
+    with pytest.raises(ValueError, match="missing leading '/'"):
+        make_proxy(extra_routes={"docs.example.org/": TARGET})
+    with pytest.raises(ValueError, match="missing host component"):
+        make_proxy(extra_routes={"/docs/": TARGET}, hub=Hub(subdomain_host="http://hub.example.org"))
+
+
 @pytest.mark.parametrize(
     ("routespec", "target", "data", "field"),
     [
@@ -186,11 +258,182 @@ async def test_hubs_see_and_touch_only_their_own_routes(make_proxy):
         await a.add_route("/b/", "http://127.0.0.1:3", {})
     assert caught.value.reason == "namespace"
     # For hub a there is no such route, and so nothing to delete.
-    try:
-        await a.delete_route("/b/")
-    except Rejected as e:
-        assert e.reason == "namespace"  # noqa: PT017
+    await a.delete_route("/b/")
     assert (await b.get_route("/b/"))["target"] == "http://127.0.0.1:2"
+
+
+class TestChecks:
+    """check_routes against a real cluster. The rules themselves are in test_check.py."""
+
+    @pytest.fixture
+    def hub(self):
+        return Hub()
+
+    @pytest.fixture
+    def proxy(self, make_proxy, hub):
+        return make_proxy(hub=hub)
+
+    async def check(self, proxy, routes=None):
+        await proxy.check_routes(proxy.hub.users, proxy.hub.services, routes)
+
+    async def test_one_batch_makes_the_table_what_the_hub_wants(self, proxy, hub):
+        await proxy.add_route("/user/gone/", TARGET, {"user": "gone", "server_name": ""})
+        await proxy.add_route("/user/moved/", TARGET, {"user": "moved", "server_name": ""})
+        hub.server("moved", f"{TARGET}/")
+        for name in NAMES:
+            hub.server("many", f"http://[::1]:1/{len(name)}", name)
+        hub.service("s", TARGET)
+        before = await revision(proxy)
+        await self.check(proxy)
+        assert await revision(proxy) == before + 1
+        routes = await proxy.get_all_routes()
+        assert set(routes) == {
+            "/",
+            "/user/moved/",
+            "/services/s/",
+            *(f"/user/many/{url_escape_path(name)}/" for name in NAMES),
+        }
+        assert routes["/"] == {"routespec": "/", "target": hub.host, "data": {"hub": True}}
+        assert routes["/user/moved/"]["target"] == f"{TARGET}/"
+        for name in NAMES:
+            assert routes[f"/user/many/{url_escape_path(name)}/"]["data"] == {"user": "many", "server_name": name}
+
+    async def test_a_second_check_takes_no_log_entry(self, make_proxy, hub):
+        proxy = make_proxy(hub=hub, extra_routes={"/extra/": TARGET})
+        hub.server("alice", TARGET)
+        await self.check(proxy)
+        before = (await proxy.client.status()).last_log_index
+        for _ in range(3):
+            await self.check(proxy, await proxy.get_all_routes())
+        assert (await proxy.client.status()).last_log_index == before
+
+    async def test_a_check_with_the_list_of_an_earlier_moment_deletes_nothing_newer(self, proxy, hub, caplog):
+        await proxy.add_route("/user/alice/", "http://127.0.0.1:1", {"user": "alice", "server_name": ""})
+        await proxy.add_route("/user/stale/", TARGET, {"user": "stale", "server_name": ""})
+        seen = await proxy.get_all_routes()
+        await proxy.add_route("/user/alice/", "http://127.0.0.1:2", {"user": "alice", "server_name": ""})
+        hub.server("bob", TARGET)
+        with caplog.at_level("INFO"):
+            await self.check(proxy, seen)
+        # The batch had three more changes, and they were made.
+        routes = await proxy.get_all_routes()
+        assert {spec: route["target"] for spec, route in routes.items()} == {
+            "/": hub.host,
+            "/user/alice/": "http://127.0.0.1:2",
+            "/user/bob/": TARGET,
+        }
+        assert "Route /user/alice/ has changed since it was found stale, it stays" in caplog.text
+
+    async def test_what_the_hub_decides_during_a_check_comes_after_it(self, proxy, hub, monkeypatch):
+        """During an outage a batch may come long after what it was computed from."""
+        await proxy.add_route("/user/alice/", TARGET, {"user": "alice", "server_name": ""})
+        hub.server("bob", TARGET)
+        hold, write_each = asyncio.Event(), proxy.client.write_each
+
+        async def held(*arguments):
+            await hold.wait()
+            return await write_each(*arguments)
+
+        monkeypatch.setattr(proxy.client, "write_each", held)
+        check = asyncio.ensure_future(self.check(proxy))
+        async with within(10):
+            while not proxy._under_check:
+                await asyncio.sleep(0.01)
+        # The same route again: its revision stays what the check has seen.
+        alice = asyncio.ensure_future(proxy.add_route("/user/alice/", TARGET, {"user": "alice", "server_name": ""}))
+        bob = asyncio.ensure_future(proxy.delete_route("/user/bob/"))
+        # Others need not wait.
+        await proxy.add_route("/user/carol/", TARGET, {"user": "carol", "server_name": ""})
+        assert not alice.done()
+        assert not bob.done()
+        hold.set()
+        await asyncio.gather(check, alice, bob)
+        assert set(await proxy.get_all_routes()) == {"/", "/user/alice/", "/user/carol/"}
+
+    async def test_a_route_of_another_hub_keeps_no_other_from_being_mended(self, proxy, make_proxy, hub, caplog):
+        other = make_proxy()
+        await other.add_route("/user/taken/", "http://127.0.0.1:1", {})
+        for name in ("alice", "taken", "zoe"):
+            hub.server(name, TARGET)
+        await self.check(proxy)
+        assert set(await proxy.get_all_routes()) == {"/", "/user/alice/", "/user/zoe/"}
+        assert "Route /user/taken/ cannot be mended" in caplog.text
+        assert f"belongs to namespace {other.namespace}" in caplog.text
+        assert (await other.get_route("/user/taken/"))["target"] == "http://127.0.0.1:1"
+
+    async def test_a_hub_in_the_wrong_namespace_is_told_so(self, proxy, make_proxy, hub):
+        other = make_proxy()
+        await other.add_route("/", "http://127.0.0.1:1", {"hub": True})
+        hub.server("alice", TARGET)
+        with pytest.raises(Rejected, match=f"belongs to namespace {other.namespace}"):
+            await self.check(proxy)
+        assert (await other.get_all_routes())["/"]["target"] == "http://127.0.0.1:1"
+
+    async def test_a_route_in_another_spelling_is_replaced_and_not_deleted(self, proxy, hub):
+        await proxy.add_route("/user/a%40b/", TARGET, {"user": "a@b", "server_name": ""})
+        hub.server("a@b", TARGET)
+        hub.server("alice", TARGET)
+        await self.check(proxy)
+        assert set(await proxy.get_all_routes()) == {"/", "/user/a@b/", "/user/alice/"}
+
+    async def test_the_durations_of_checks_and_polls_are_observed(self, proxy):
+        before = sample("jupyterhub_check_routes_duration_seconds"), sample("jupyterhub_proxy_poll_duration_seconds")
+        await self.check(proxy)
+        await self.check(proxy, await proxy.get_all_routes())
+        after = sample("jupyterhub_check_routes_duration_seconds"), sample("jupyterhub_proxy_poll_duration_seconds")
+        assert (after[0] - before[0], after[1] - before[1]) == (2, 2)
+
+    async def test_without_a_cluster_a_check_raises_and_the_next_one_works(self, proxy, hub, cluster):
+        hub.server("alice", TARGET)
+        seen = await proxy.get_all_routes()
+        proxy.client.timeout, proxy.api_url = 0.5, f"127.0.0.1:{free_port()}"
+        for routes in (None, seen):
+            with pytest.raises(Unavailable):
+                await self.check(proxy, routes)
+        proxy.client.timeout, proxy.endpoints = 30, cluster.endpoints
+        await self.check(proxy)
+        assert set(await proxy.get_all_routes()) == {"/", "/user/alice/"}
+
+    async def test_checks_ride_out_the_loss_of_the_leader(self, proxy, hub, cluster):
+        for round_number in range(2):
+            for n in range(200):
+                hub.server(f"u{n}", f"http://127.0.0.1:{1 + round_number}")
+            leader = await cluster.leader()
+            pid = cluster.child_pid(leader)
+            os.kill(pid, signal.SIGKILL)
+            before = await revision(proxy)
+            await self.check(proxy)
+            assert await revision(proxy) == before + 1
+            assert len(await proxy.get_all_routes()) == 201
+            async with within(60):
+                while cluster.child_pid(leader) in (None, pid):
+                    await asyncio.sleep(0.05)
+                await cluster.all_ready()
+
+    async def test_ten_thousand_users(self, proxy, hub, capsys):
+        for n in range(10_000):
+            hub.server(f"user-{n}", f"http://10.{n // 65536}.{n // 256 % 256}.{n % 256}:8888")
+        lines = []
+
+        async def timed(what, call):
+            began = time.perf_counter()
+            answer = await call
+            lines.append(f"{what}: {time.perf_counter() - began:.2f} s")
+            return answer
+
+        before = await revision(proxy)
+        await timed("check of 10,000 users, the table lost", self.check(proxy))
+        assert await revision(proxy) == before + 1
+        routes = await timed("list of 10,000 routes", proxy.get_all_routes())
+        assert len(routes) == 10_001
+        await timed("check of 10,000 users, nothing to do", self.check(proxy))
+        assert await revision(proxy) == before + 1
+        hub.users.clear()
+        await timed("check that deletes 10,000 routes", self.check(proxy, routes))
+        assert await revision(proxy) == before + 2
+        assert set(await proxy.get_all_routes()) == {"/"}
+        with capsys.disabled():
+            print(*("", *lines), sep="\n")
 
 
 async def test_a_thousand_writes_at_once_all_arrive(make_proxy):
@@ -245,7 +488,7 @@ async def test_no_write_fails_while_replicas_are_killed_one_after_the_other(make
             while cluster.child_pid(name) in (None, pid) or len(written) < before + 20:
                 assert not any(writer.done() for writer in writers), [w.exception() for w in writers if w.done()]
                 await asyncio.sleep(0.05)
-            await all_ready(cluster)
+            await cluster.all_ready()
     stop.set()
     await asyncio.gather(*writers)
     assert set(await proxy.get_all_routes()) == set(written)
@@ -254,7 +497,7 @@ async def test_no_write_fails_while_replicas_are_killed_one_after_the_other(make
 async def test_a_leader_that_hangs_delays_a_write_and_fails_none(make_proxy, cluster):
     proxy = make_proxy()
     await proxy.add_route("/before/", TARGET, {})
-    leader = await leader_of(cluster)
+    leader = await cluster.leader()
     pid = cluster.child_pid(leader)
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -262,7 +505,7 @@ async def test_a_leader_that_hangs_delays_a_write_and_fails_none(make_proxy, clu
         assert set(await proxy.get_all_routes()) == {"/before/", "/while/"}
     finally:
         os.kill(pid, signal.SIGCONT)
-    await all_ready(cluster)
+    await cluster.all_ready()
 
 
 async def test_a_proxy_that_hangs_delays_a_write_by_the_wait_and_is_named(make_proxy, cluster, caplog):
@@ -302,6 +545,29 @@ async def test_without_a_cluster_reads_and_writes_raise(make_proxy, cluster):
     assert await proxy.get_all_routes() == {}
 
 
+async def test_a_hub_moves_to_another_cluster_and_back(make_proxy, cluster, tmp_path):
+    """As PATCH /hub/api/proxy does. Each cluster has its own count of the hubs that it has seen."""
+    namespace = f"test-{os.urandom(6).hex()}"
+    with HoldfastUp(tmp_path / "data", replicas=1, proxies=1) as elsewhere:
+        for _ in range(3):
+            before = make_proxy(namespace, endpoints=elsewhere.endpoints)
+            await before.add_route("/before/", TARGET, {})
+        proxy = make_proxy(namespace)
+        await proxy.add_route("/here/", TARGET, {})
+        proxy.api_url, proxy.auth_token = f"http://{elsewhere.endpoints[0]}", "another"
+        assert proxy.client.auth_token == "another"
+        await proxy.add_route("/there/", TARGET, {})
+        assert set(await proxy.get_all_routes()) == {"/before/", "/there/"}
+        with pytest.raises(Rejected, match="newer hub"):
+            await before.add_route("/late/", TARGET, {})
+        proxy.api_url = ",".join(cluster.endpoints)
+        await proxy.add_route("/back/", TARGET, {})
+        assert set(await proxy.get_all_routes()) == {"/here/", "/back/"}
+        # Their cluster ends with this test.
+        for hub in (proxy, *(made for made in make_proxy.made if made is not proxy)):
+            hub.endpoints = cluster.endpoints
+
+
 def test_the_hub_finds_the_class_by_its_short_name():
     from importlib.metadata import entry_points
 
@@ -333,23 +599,13 @@ def test_every_setting_says_what_it_is_for():
         assert trait.help.strip(), name
 
 
-async def all_ready(cluster):
-    """Every replica says that it has caught up."""
-    for endpoint in cluster.endpoints:
-        replica = RouteClient([endpoint])
-        while not (await replica.status()).ready:
-            await asyncio.sleep(0.05)
-        await replica.close()
+async def revision(proxy):
+    """The table's present revision: of a write that changes nothing."""
+    return (await proxy.client.write([Delete("/no-such-route/")])).revision
 
 
-async def leader_of(cluster):
-    """The leader's name. The first answer of some replica decides."""
-    replica = RouteClient(cluster.endpoints)
-    async with within(30):
-        while not (status := await replica.status()).leader_id:
-            await asyncio.sleep(0.05)
-    await replica.close()
-    return next(member.name for member in status.members if member.node_id == status.leader_id)
+def sample(name):
+    return REGISTRY.get_sample_value(f"{name}_count")
 
 
 class within:
