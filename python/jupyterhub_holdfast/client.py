@@ -86,9 +86,9 @@ class RouteClient:
     Calls raise `Rejected` when the cluster refused them, and `Unavailable` when no replica answered in time. A
     cancelled write may have been applied, or may yet be.
 
-    `hub` is 16 random bytes that name this hub's process. With it, the first write takes the namespace over: whatever
-    an earlier hub still has under way is refused from then on, and a later hub's take-over ends this one's writes with
-    `Rejected`, reason "fenced".
+    `hub` is 16 random bytes that name this hub's process. With it, `open` or the first write takes the namespace over:
+    whatever an earlier hub still has under way is refused from then on, and a later hub's take-over ends this one's
+    writes with `Rejected`, reason "fenced".
 
     Usable from several event loops, each of which has connections of its own.
     """
@@ -119,6 +119,17 @@ class RouteClient:
         self.endpoints = Endpoints(endpoints)
         # Another cluster counts its hubs for itself: there, our number is nobody's or somebody else's.
         self._hub_epoch = None
+
+    async def open(self) -> None:
+        """Takes the namespace over, unless this hub has already: what is listed from now on, no earlier hub changes."""
+        hub = self._hub
+        if hub is None or self._hub_epoch is not None:
+            return
+
+        async def attempt(channel: grpc.aio.Channel, seconds: float, _left: float) -> int:
+            return await self._open_hub(channel, hub, seconds)
+
+        await self._retry(f"open namespace {self.namespace}", attempt)
 
     async def put(
         self, routespec: str, target: str, data: str, wait_for_proxies: float = 0.0

@@ -339,6 +339,8 @@ class HoldfastProxy(Proxy):
         """
         async with self._one_check_at_a_time():
             start = time.perf_counter()
+            # A hub that finds nothing to write has a predecessor all the same.
+            await self.client.open()
             if not routes:
                 self.log.debug("Fetching routes to check")
                 routes = await self.get_all_routes()

@@ -85,6 +85,21 @@ async def test_a_hub_opens_its_namespace_once_and_its_writes_carry_the_epoch(sta
     assert not any(write.retry for write in writes)
 
 
+async def test_a_hub_may_open_its_namespace_without_a_write(start):
+    routes, replica = await start([NO_LEADER, routes_pb2.OpenHubResponse(hub_epoch=5)], hub=b"h" * 16)
+    await routes.open()
+    await routes.open()
+    await put(routes)
+    assert [type(call).__name__ for call in replica.calls] == ["OpenHubRequest", "OpenHubRequest", "WriteRequest"]
+    assert replica.calls[2].hub_epoch == 5
+
+
+async def test_who_is_no_hub_opens_nothing(start):
+    routes, replica = await start([])
+    await routes.open()
+    assert not replica.calls
+
+
 async def test_a_fenced_hub_does_not_try_again(start):
     routes, replica = await start([routes_pb2.OpenHubResponse(hub_epoch=5), FENCED], hub=b"h" * 16)
     with pytest.raises(Rejected) as raised:

@@ -172,7 +172,8 @@ class TestWithACluster:
         assert hub.routes() == before
 
     def test_the_hub_moves_to_other_endpoints_on_demand(self, up, hub):
-        hub.api("PATCH", "/proxy", {"api_url": f"http://{up.endpoints[2]},{up.endpoints[1]}"})
+        moved = {"api_url": f"http://{up.endpoints[2]},{up.endpoints[1]}", "auth_token": "another"}
+        hub.api("PATCH", "/proxy", moved)
         assert set(hub.routes()) == {"/", "/user/alice/", "/user/alice/second/", "/user/bob/"}
         assert hub.get("/proxy", method="PATCH", body={"api_url": "https://elsewhere:1"}).status >= 400
         assert set(hub.routes()) == {"/", "/user/alice/", "/user/alice/second/", "/user/bob/"}

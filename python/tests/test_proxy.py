@@ -369,6 +369,17 @@ class TestChecks:
             await self.check(proxy)
         assert (await other.get_all_routes())["/"]["target"] == "http://127.0.0.1:1"
 
+    async def test_a_hub_that_finds_nothing_to_do_keeps_its_predecessor_out(self, proxy, make_proxy, hub):
+        hub.server("alice", TARGET)
+        await self.check(proxy)
+        successor = make_proxy(proxy.namespace, hub=hub)
+        before = await successor.get_all_routes()
+        await self.check(successor)
+        for write in (proxy.delete_route("/user/alice/"), proxy.add_route("/late/", TARGET, {})):
+            with pytest.raises(Rejected, match="a newer hub has taken over"):
+                await write
+        assert await successor.get_all_routes() == before
+
     async def test_a_route_in_another_spelling_is_replaced_and_not_deleted(self, proxy, hub):
         await proxy.add_route("/user/a%40b/", TARGET, {"user": "a@b", "server_name": ""})
         hub.server("a@b", TARGET)
