@@ -1,4 +1,4 @@
-"""JupyterHub's own tests of its proxy, named servers and services, run with ours."""
+"""JupyterHub's own tests of its proxy, run with ours."""
 
 import os
 import re
@@ -11,14 +11,13 @@ ABOUT_CHP = ["test_external_proxy", "test_proxy_bind_ip"]
 
 
 def test_jupyterhubs_own_tests_pass(tmp_path):
-    modules = [f"jupyterhub.tests.{name}" for name in ("test_proxy", "test_named_servers", "test_services")]
     here = Path(__file__).parent
     run = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-c", os.devnull, "-p", "holdfast_in_mockhub", "-p", "no:cacheprovider"),
             *("-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture_loop_scope=module"),
             *("-o", "asyncio_default_test_loop_scope=module"),
-            *("-k", " and ".join(f"not {name}" for name in ABOUT_CHP), "--pyargs", *modules),
+            *("-k", " and ".join(f"not {name}" for name in ABOUT_CHP), "--pyargs", "jupyterhub.tests.test_proxy"),
         ],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])},
@@ -29,4 +28,4 @@ def test_jupyterhubs_own_tests_pass(tmp_path):
     )
     assert run.returncode == 0, run.stdout
     passed = int(re.search(r"(\d+) passed", run.stdout)[1])
-    assert passed > 50, run.stdout
+    assert passed > 25, run.stdout
