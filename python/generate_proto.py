@@ -65,13 +65,14 @@ def generate(scratch):
             "grpc_tools.protoc",
             f"--proto_path={sources}",
             f"--python_out={output}",
+            f"--pyi_out={output}",
             f"--grpc_python_out={output}",
             *(f"{POOL_DIR}/{name}.proto" for name in PROTOS),
         ],
         check=True,
     )
     modules = {"__init__.py": INIT}
-    for path in sorted((output / POOL_DIR).glob("*.py")):
+    for path in sorted((output / POOL_DIR).glob("*.py*")):
         # protoc imports by the path below --proto_path; here the modules sit beside each other.
         modules[path.name] = path.read_text().replace(f"from {POOL_DIR.replace('/', '.')} import", "from . import")
     return modules

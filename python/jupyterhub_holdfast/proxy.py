@@ -206,9 +206,6 @@ class HoldfastProxy(Proxy):
         help="How often to look whether Holdfast still runs, in seconds. Only with `should_start`.",
     )
 
-    # Made when every trait has its value; traits change before that, too.
-    client: RouteClient = None
-
     @default("auth_token")
     def _auth_token_default(self) -> str:
         return os.environ.get("CONFIGPROXY_AUTH_TOKEN", "")
@@ -264,6 +261,9 @@ class HoldfastProxy(Proxy):
             hub=secrets.token_bytes(16),
             log=self.log,
         )
+        # Only from here on: traits change before they all have their values, too.
+        self.observe(lambda change: self.client.move(change.new), "endpoints")
+        self.observe(lambda change: setattr(self.client, "auth_token", change.new), "auth_token")
         self._process: UpProcess | None = None
         self._watch: asyncio.Future[None] | None = None
         self._check_locks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
@@ -273,16 +273,6 @@ class HoldfastProxy(Proxy):
     @observe("api_url")
     def _api_url_changed(self, change: Any) -> None:
         self.endpoints = parse_endpoints(change.new)
-
-    @observe("endpoints")
-    def _endpoints_changed(self, _change: Any) -> None:
-        if self.client is not None:
-            self.client.move(self.endpoints)
-
-    @observe("auth_token")
-    def _auth_token_changed(self, _change: Any) -> None:
-        if self.client is not None:
-            self.client.auth_token = self.auth_token
 
     def validate_routespec(self, routespec: str) -> str:
         """The routespec with its trailing slash. Raises ValueError for a host where none may be, or none where one must."""
