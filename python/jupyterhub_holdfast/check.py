@@ -39,6 +39,7 @@ class WantedRoute:
 class Wanted:
     """The routes that there shall be, and those that shall stay as they are."""
 
+    hub_routespec: str
     routes: dict[str, WantedRoute] = field(default_factory=dict)
     # Of servers that are just being started, stopped, looked at or renamed: whoever does that sees to their routes.
     pending: set[str] = field(default_factory=set)
@@ -53,7 +54,7 @@ class Wanted:
         extra_routes: Mapping[str, str],
     ) -> Wanted:
         """What `hub` wants for itself, its users' servers, its services and its configured `extra_routes`."""
-        wanted = cls()
+        wanted = cls(hub_routespec)
         wanted.routes[hub_routespec] = WantedRoute(hub.host, {"hub": True})
         for user in users:
             for name, spawner in user.spawners.items():
@@ -77,7 +78,14 @@ class Wanted:
         missing = [spec for spec in self.routes if spec not in table]
         wrong = [spec for spec, route in self.routes.items() if spec in table and not route.is_served_by(table[spec])]
         stale = [spec for spec in table if spec not in self.routes and spec not in self.pending]
-        _log_some(log, "Adding missing route %s → %s", [(spec, self.routes[spec].target) for spec in missing])
+        if self.hub_routespec in missing:
+            # The first start of every hub.
+            log.info("Adding route for Hub: %s → %s", self.hub_routespec, self.routes[self.hub_routespec].target)
+        _log_some(
+            log,
+            "Adding missing route %s → %s",
+            [(spec, self.routes[spec].target) for spec in missing if spec != self.hub_routespec],
+        )
         _log_some(
             log,
             "Updating route %s (%s → %s)",

@@ -289,7 +289,9 @@ class RouteClient:
                 return answer
 
             self.log.debug("%s: %s: %s", what, address, failure)
-            failures[address] = failure
+            # The last attempt is cut short by the end of the time; what was heard before says more.
+            if failure.code is not grpc.StatusCode.DEADLINE_EXCEEDED or address not in failures:
+                failures[address] = failure
             if repair(failure) and repairs < 2:
                 repairs += 1
                 continue

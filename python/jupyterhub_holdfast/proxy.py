@@ -396,10 +396,15 @@ class HoldfastProxy(Proxy):
         self._watch = asyncio.ensure_future(self._keep_running(process, arguments, ip, port))
 
     async def stop(self) -> None:
-        """Stops what `start` started. The routes stay on disk."""
+        """Stops what `start` started. The routes stay on disk. May be called in another event loop than `start` was."""
         if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.wait([self._watch])
+            loop = self._watch.get_loop()
+            if loop is asyncio.get_running_loop():
+                self._watch.cancel()
+                await asyncio.wait([self._watch])
+            elif not loop.is_closed():
+                # It may stand still until we return.
+                loop.call_soon_threadsafe(self._watch.cancel)
             self._watch = None
         await self.client.close()
         if self._process is not None:

@@ -124,7 +124,11 @@ class Hub:
         return fetch(f"{self.url}{self.base_url}hub/api{path}", method=method, body=body)
 
     def routes(self):
-        return self.api("GET", "/proxy")
+        """Every route. The hub's API gives them in pages."""
+        routes = {}
+        while page := self.api("GET", f"/proxy?offset={len(routes)}&limit=200"):
+            routes |= page
+        return routes
 
     def start_server(self, user, name=""):
         """Returns when the server is ready, which is when its route has been added."""

@@ -257,6 +257,13 @@ async def test_an_outage_is_sat_out_and_the_error_names_every_endpoint(start):
     await routes.close()
 
 
+async def test_an_error_tells_what_was_heard_and_not_that_the_time_was_over(start):
+    routes, replica = await start([NO_LEADER, SILENCE], timeout=1.0)
+    with pytest.raises(Unavailable, match="no leader"):
+        await put(routes)
+    assert len(replica.calls) == 2
+
+
 async def test_a_cluster_that_comes_back_within_the_time_is_found(start):
     port = free_port()
     routes = RouteClient([f"127.0.0.1:{port}"], timeout=20.0)

@@ -4,14 +4,15 @@ import asyncio
 import json
 import os
 import signal
+import threading
 import time
 
 import pytest
-from holdfast_up import HoldfastUp
+from holdfast_up import HoldfastUp, find_holdfast
 from hub import fetch
 from hub_stand_in import Hub
 from jupyterhub.utils import url_escape_path
-from ports import free_port
+from ports import free_port, free_ports
 from prometheus_client import REGISTRY
 from traitlets import TraitError
 from traitlets.config import Config
@@ -567,6 +568,28 @@ async def test_a_proxy_that_hangs_delays_a_write_by_the_wait_and_is_named(make_p
     assert "do not serve" not in caplog.text
     for spec in ("/a/", "/b/", "/c/"):
         assert (await asyncio.to_thread(fetch, f"{cluster.public_urls[1]}{spec}")).status == 503
+
+
+async def test_a_hub_may_stop_holdfast_in_another_loop_than_it_started_it_in(tmp_path):
+    ports = free_ports(5)
+    traits = {"command": [find_holdfast()], "data_dir": str(tmp_path / "data"), "base_port": ports}
+    traits |= {"proxy_admin_base": ports + 3, "check_running_interval": 0.1}
+    hub = Hub()
+    proxy = HoldfastProxy(
+        config=Config(HoldfastProxy=traits), public_url=f"http://127.0.0.1:{ports + 4}/", app=hub, hub=hub
+    )
+    await proxy.start()
+    process, watch = proxy._process, proxy._watch
+    stop = threading.Thread(target=lambda: asyncio.run(proxy.stop()), daemon=True)
+    stop.start()
+    # Our loop stands still meanwhile, as a hub's does that waits for the other one.
+    stop.join(30)
+    assert not stop.is_alive()
+    assert process.ended() == "exit code 0"
+    # And nobody starts it again.
+    await asyncio.wait([watch])
+    assert watch.cancelled()
+    assert process.ended() == "exit code 0"
 
 
 async def test_without_a_cluster_reads_and_writes_raise(make_proxy, cluster):
