@@ -1,22 +1,15 @@
 //! The leader is killed again and again, and writes are counted: how long there was none, and whether one is lost.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use hdrhistogram::Histogram;
 use rand::RngExt as _;
 use rand::rngs::SmallRng;
 
-use crate::fixture::cluster::SOON;
-use crate::fixture::{Cluster, until};
-use crate::writes::{WriteLoad, WriteLoadOptions, check, microseconds};
+use crate::fixture::Cluster;
+use crate::writes::{WriteLoad, check, microseconds};
 
-const LOAD: WriteLoadOptions = WriteLoadOptions {
-    writers: 4,
-    pause: Duration::from_millis(1),
-    routes_each: 200,
-};
 /// So many writes from one kill's end to the next kill.
 const WRITES_BETWEEN: std::ops::Range<u64> = 20..200;
 /// So many writes show that they go on. More than can have been answered by a leader that is dead by now.
@@ -42,15 +35,15 @@ pub async fn kill_leaders(
     mut progress: impl FnMut(usize, Duration),
 ) -> Result<LeaderKills> {
     let mut cluster = Cluster::start(3).await?;
-    let load = WriteLoad::start(&Arc::new(cluster.writer("default", Duration::ZERO)?), "default", LOAD);
+    let load = WriteLoad::on(&cluster)?;
     let mut gaps = microseconds();
     for kill in 1..=kills {
-        writes_go_on(&load, random.random_range(WRITES_BETWEEN)).await?;
+        load.goes_on(random.random_range(WRITES_BETWEEN)).await?;
         let leader = cluster.leader().await?;
         let before = load.fates();
         load.watch_gap();
         cluster.replicas[leader].process.kill();
-        writes_go_on(&load, WRITES_AFTER).await?;
+        load.goes_on(WRITES_AFTER).await?;
         let gap = load.gap();
         gaps.saturating_record(u64::try_from(gap.as_micros())?);
         let found = cluster.routes("default").await?;
@@ -59,20 +52,8 @@ pub async fn kill_leaders(
         cluster.replicas[leader].ready().await?;
         progress(kill, gap);
     }
-    let (failed, writes) = (load.failed(), load.take_latencies());
-    let acknowledged = load.stop().await;
-    check(&acknowledged, &acknowledged, &cluster.routes("default").await?)?;
-    ensure!(failed == 0, "{failed} writes were given up");
+    let writes = load.take_latencies();
+    load.ends_well(&cluster).await?;
     cluster.finish().await?;
     Ok(LeaderKills { gaps, writes })
-}
-
-async fn writes_go_on(load: &WriteLoad, more: u64) -> Result<()> {
-    let enough = load.acknowledged() + more;
-    until(format!("{more} more writes"), SOON, async || {
-        let acknowledged = load.acknowledged();
-        ensure!(acknowledged >= enough, "{acknowledged}");
-        Ok(())
-    })
-    .await
 }

@@ -12,6 +12,9 @@ use holdfast_table::Route;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::fixture::cluster::SOON;
+use crate::fixture::{Cluster, until};
+
 /// Writers that put one route after the other until they are stopped.
 pub struct WriteLoad {
     ledger: Arc<Ledger>,
@@ -28,6 +31,17 @@ pub struct WriteLoadOptions {
     pub pause: Duration,
     /// How many routes each writer has: after so many it starts over, with other targets.
     pub routes_each: u64,
+}
+
+impl Default for WriteLoadOptions {
+    /// As many writes as the cluster takes from four, of few routes, so that each is written again and again.
+    fn default() -> Self {
+        WriteLoadOptions {
+            writers: 4,
+            pause: Duration::from_millis(1),
+            routes_each: 200,
+        }
+    }
 }
 
 struct Ledger {
@@ -70,6 +84,15 @@ struct Gap {
 }
 
 impl WriteLoad {
+    /// Starts writing to `cluster`, in the default namespace.
+    ///
+    /// # Errors
+    /// Never, for this namespace.
+    pub fn on(cluster: &Cluster) -> Result<Self> {
+        let writer = Arc::new(cluster.writer("default", Duration::ZERO)?);
+        Ok(WriteLoad::start(&writer, "default", WriteLoadOptions::default()))
+    }
+
     /// Starts writing `/load/<writer>/<n>/` through `writer`, whose namespace is `namespace`.
     pub fn start(writer: &Arc<RouteWriter>, namespace: &str, options: WriteLoadOptions) -> Self {
         let ledger = Arc::new(Ledger::default());
@@ -90,6 +113,42 @@ impl WriteLoad {
     /// How many writes failed for good: their writer gave up.
     pub fn failed(&self) -> u64 {
         self.ledger.failed.load(Ordering::Relaxed)
+    }
+
+    /// Returns once so many more writes have been acknowledged.
+    ///
+    /// # Errors
+    /// They are not, in time.
+    pub async fn goes_on(&self, more: u64) -> Result<()> {
+        let enough = self.acknowledged() + more;
+        until(format!("{more} more writes"), SOON, async || {
+            let acknowledged = self.acknowledged();
+            ensure!(acknowledged >= enough, "{} are missing", enough - acknowledged);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Shows that all that was acknowledged is there, while writes go on.
+    ///
+    /// # Errors
+    /// A route is missing or wrong, or the cluster does not list.
+    pub async fn is_kept(&self, cluster: &Cluster) -> Result<()> {
+        let before = self.fates();
+        let found = cluster.routes("default").await?;
+        check(&before, &self.fates(), &found)
+    }
+
+    /// Stops writing: all that was acknowledged is there, and no writer has given up.
+    ///
+    /// # Errors
+    /// A route is missing or wrong, or a write was given up.
+    pub async fn ends_well(self, cluster: &Cluster) -> Result<()> {
+        let failed = self.failed();
+        let acknowledged = self.stop().await;
+        check(&acknowledged, &acknowledged, &cluster.routes("default").await?)?;
+        ensure!(failed == 0, "{failed} writes were given up");
+        Ok(())
     }
 
     /// Starts to look for the longest time without any acknowledged write.

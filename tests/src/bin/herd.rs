@@ -17,7 +17,6 @@ use holdfast_tests::writes::{WriteLoad, WriteLoadOptions, microseconds};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
-use tokio::time::sleep;
 
 const SUBSCRIBERS: usize = 1_000;
 const ROUTES: usize = 10_000;
@@ -27,8 +26,8 @@ const HUB: WriteLoadOptions = WriteLoadOptions {
     pause: Duration::from_millis(50),
     routes_each: 100,
 };
-/// How long the quiet value is measured.
-const QUIET: Duration = Duration::from_secs(15);
+/// So many writes make the quiet value.
+const QUIET: u64 = 400;
 /// So often everybody comes back; the values of writes are of all of them together.
 const TIMES: usize = 5;
 /// The first argument of the process of the subscribers.
@@ -59,7 +58,7 @@ async fn main() -> Result<()> {
 
     let load = WriteLoad::start(&Arc::new(cluster.writer("hub", Duration::ZERO)?), "hub", HUB);
     let connected = memory(&mut cluster)?;
-    sleep(QUIET).await;
+    load.goes_on(QUIET).await?;
     let quiet = load.take_latencies();
     println!("nobody comes or goes: resident {}; {}", mib(&connected), writes(&quiet));
 
@@ -83,8 +82,8 @@ async fn main() -> Result<()> {
             mib(&memory(&mut cluster)?)
         );
     }
-    sleep(QUIET).await;
-    println!("a while later: resident {}", mib(&memory(&mut cluster)?));
+    load.goes_on(QUIET).await?;
+    println!("{QUIET} writes later: resident {}", mib(&memory(&mut cluster)?));
     let failed = load.failed();
     load.stop().await;
     ensure!(failed == 0, "{failed} writes were given up");

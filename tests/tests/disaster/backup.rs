@@ -5,19 +5,15 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use holdfast_tests::fixture::cluster::SOON;
 use holdfast_tests::fixture::{run, until};
-use holdfast_tests::writes::check;
+use holdfast_tests::writes::{WriteLoad, check};
 
 use crate::{Scene, fails, json, proxy_epoch, text};
 
 #[tokio::test]
 async fn p1_a_cluster_restored_from_a_backup_is_followed_and_nobody_notices() -> Result<()> {
     let mut scene = Scene::start(2).await?;
-    let load = scene.write()?;
-    until("writes are under way", SOON, async || {
-        let acknowledged = load.acknowledged();
-        if acknowledged >= 300 { Ok(()) } else { Err(acknowledged) }
-    })
-    .await?;
+    let load = WriteLoad::on(&scene.cluster)?;
+    load.goes_on(300).await?;
 
     // Everything that was acknowledged before the backup was asked for is in it.
     let endpoints = scene.cluster.endpoints().join(",");

@@ -6,7 +6,6 @@ mod recover;
 mod succession;
 
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -15,7 +14,6 @@ use holdfast_tests::echo::Echo;
 use holdfast_tests::fixture::cluster::SOON;
 use holdfast_tests::fixture::{Cluster, Finished, run, until};
 use holdfast_tests::prober::{Prober, ProberOptions, Subject};
-use holdfast_tests::writes::{WriteLoad, WriteLoadOptions};
 use serde_json::Value;
 
 const USERS: usize = 50;
@@ -50,17 +48,6 @@ impl Scene {
         }
         prober.round().await?;
         Ok(Scene { cluster, prober, echo })
-    }
-
-    /// A hub's writes, which go on until they are stopped.
-    fn write(&self) -> Result<WriteLoad> {
-        let options = WriteLoadOptions {
-            writers: 4,
-            pause: Duration::from_millis(1),
-            routes_each: 500,
-        };
-        let writer = Arc::new(self.cluster.writer("default", Duration::ZERO)?);
-        Ok(WriteLoad::start(&writer, "default", options))
     }
 
     fn kill_replicas(&mut self) {
@@ -118,7 +105,7 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap_or_default()
 }
 
-/// Every line of a JSON object that says how far a proxy is.
+/// The epoch and the id of the cluster that a proxy follows.
 async fn proxy_epoch(cluster: &Cluster, at: usize) -> Result<(u64, String)> {
     let status = cluster.proxies[at].status().await?;
     let epoch = status["epoch"].as_u64().with_context(|| status.to_string())?;

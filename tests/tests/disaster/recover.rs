@@ -5,19 +5,15 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use holdfast_tests::fixture::cluster::SOON;
 use holdfast_tests::fixture::{run, until};
-use holdfast_tests::writes::check;
+use holdfast_tests::writes::{WriteLoad, check};
 
 use crate::{Scene, fails, json, proxy_epoch, text};
 
 #[tokio::test]
 async fn p3_one_survivor_brings_back_everything_that_was_acknowledged() -> Result<()> {
     let mut scene = Scene::start(1).await?;
-    let load = scene.write()?;
-    until("writes are under way", SOON, async || {
-        let acknowledged = load.acknowledged();
-        if acknowledged >= 500 { Ok(()) } else { Err(acknowledged) }
-    })
-    .await?;
+    let load = WriteLoad::on(&scene.cluster)?;
+    load.goes_on(500).await?;
     let running = scene.cluster.replicas[0].data_dir.clone();
     fails(
         &["recover", "--data-dir", text(&running)],
@@ -100,16 +96,7 @@ async fn p3_one_survivor_brings_back_everything_that_was_acknowledged() -> Resul
     check(&later, &load.fates(), &found)?;
     let others: Vec<usize> = (0..3).filter(|at| *at != survivor).collect();
     scene.join(&others).await?;
-    let enough = load.acknowledged() + 100;
-    until("writes go on", SOON, async || {
-        let acknowledged = load.acknowledged();
-        if acknowledged >= enough {
-            Ok(())
-        } else {
-            Err(acknowledged)
-        }
-    })
-    .await?;
+    load.goes_on(100).await?;
     let acknowledged = load.stop().await;
     check(&acknowledged, &acknowledged, &scene.cluster.routes("default").await?)?;
     // It tries one replica after the other, with growing waits.

@@ -17,24 +17,9 @@ const WRITES_BETWEEN_KILLS: u64 = 20;
 async fn p3_every_acknowledged_route_survives_30_kills_of_random_replicas() -> Result<()> {
     let mut random = SmallRng::seed_from_u64(seed());
     let mut cluster = Cluster::start(3).await?;
-    let writer = Arc::new(cluster.writer("default", Duration::ZERO)?);
-    let options = WriteLoadOptions {
-        writers: 4,
-        pause: Duration::from_millis(1),
-        routes_each: 500,
-    };
-    let load = WriteLoad::start(&writer, "default", options);
-    for kill in 1..=KILLS {
-        let enough = load.acknowledged() + WRITES_BETWEEN_KILLS;
-        until(format!("writes go on before kill {kill}"), SOON, async || {
-            let acknowledged = load.acknowledged();
-            if acknowledged >= enough {
-                Ok(())
-            } else {
-                Err(acknowledged)
-            }
-        })
-        .await?;
+    let load = WriteLoad::on(&cluster)?;
+    for _ in 0..KILLS {
+        load.goes_on(WRITES_BETWEEN_KILLS).await?;
         let victim = random.random_range(0..cluster.replicas.len());
         let before = load.fates();
         cluster.replicas[victim].process.kill();
@@ -49,14 +34,8 @@ async fn p3_every_acknowledged_route_survives_30_kills_of_random_replicas() -> R
             cluster.replicas[victim].process.start()?;
         }
     }
-    let failed = load.failed();
-    let acknowledged = load.stop().await;
     cluster.ready().await?;
-    check(&acknowledged, &acknowledged, &cluster.routes("default").await?)?;
-    ensure!(
-        failed == 0,
-        "{failed} writes were given up, though a quorum was never away for long"
-    );
+    load.ends_well(&cluster).await?;
     cluster.finish().await
 }
 
@@ -71,11 +50,7 @@ async fn p3_every_route_is_there_after_all_replicas_were_killed_at_once() -> Res
     };
     for _ in 0..3 {
         let load = WriteLoad::start(&writer, "default", options);
-        until("200 writes are acknowledged", SOON, async || {
-            let acknowledged = load.acknowledged();
-            if acknowledged >= 200 { Ok(()) } else { Err(acknowledged) }
-        })
-        .await?;
+        load.goes_on(200).await?;
         let before = load.fates();
         for replica in &mut cluster.replicas {
             replica.process.kill();

@@ -7,18 +7,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use holdfast_tests::fixture::cluster::SOON;
 use holdfast_tests::fixture::{Cluster, seed, until};
+use holdfast_tests::writes::WriteLoad;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use self::stand_in::StandIn;
-use crate::{ask, load, nothing_was_lost, roles, voters, writes_go_on};
+use crate::{ask, roles, voters};
 
 const ROUNDS: usize = 8;
 
 #[tokio::test]
 async fn a_learner_that_was_added_but_not_told_is_told_by_the_next_leader() -> Result<()> {
     let mut cluster = Cluster::start(3).await?;
-    let load = load(&cluster)?;
+    let load = WriteLoad::on(&cluster)?;
     let leader = cluster.leader().await?;
     let victim = (leader + 1) % 3;
     let name = format!("r{victim}");
@@ -55,7 +56,7 @@ async fn a_learner_that_was_added_but_not_told_is_told_by_the_next_leader() -> R
     })
     .await?;
     cluster.ready().await?;
-    nothing_was_lost(&cluster, load).await?;
+    load.ends_well(&cluster).await?;
     cluster.finish().await
 }
 
@@ -63,7 +64,7 @@ async fn a_learner_that_was_added_but_not_told_is_told_by_the_next_leader() -> R
 async fn a_leader_killed_at_any_moment_of_a_replacement_leaves_nothing_behind() -> Result<()> {
     let mut random = SmallRng::seed_from_u64(seed());
     let mut cluster = Cluster::start(3).await?;
-    let load = load(&cluster)?;
+    let load = WriteLoad::on(&cluster)?;
     let mut joint = 0;
     for round in 0..ROUNDS {
         let victim = random.random_range(0..3);
@@ -82,9 +83,9 @@ async fn a_leader_killed_at_any_moment_of_a_replacement_leaves_nothing_behind() 
             });
             // It may be over before anybody sees it.
             let _ = tokio::time::timeout(Duration::from_secs(4), added).await;
-            writes_go_on(&load, random.random_range(0..500)).await?;
+            load.goes_on(random.random_range(0..500)).await?;
         } else {
-            writes_go_on(&load, random.random_range(0..1_500)).await?;
+            load.goes_on(random.random_range(0..1_500)).await?;
         }
         let leader = cluster.leader().await?;
         if leader != victim {
@@ -112,10 +113,10 @@ async fn a_leader_killed_at_any_moment_of_a_replacement_leaves_nothing_behind() 
             .filter(|replica| replica.process.log().contains("changing by itself action=Finish"))
             .count();
         cluster.ready().await?;
-        writes_go_on(&load, 50).await?;
+        load.goes_on(50).await?;
     }
     eprintln!("a joint membership was found and finished {joint} times");
-    nothing_was_lost(&cluster, load).await?;
+    load.ends_well(&cluster).await?;
     cluster.finish().await
 }
 
@@ -129,7 +130,7 @@ async fn a_change_that_a_dead_leader_left_half_done_ends_one_way_or_the_other() 
         replica.process.start()?;
     }
     cluster.ready().await?;
-    let load = load(&cluster)?;
+    let load = WriteLoad::on(&cluster)?;
     for name in ["r3", "r4"] {
         let at = cluster.add_replica(name)?;
         cluster.replicas[at].process.set_flag("--auto-replace", "false");
@@ -143,7 +144,7 @@ async fn a_change_that_a_dead_leader_left_half_done_ends_one_way_or_the_other() 
         .await?;
         cluster.replicas[at].ready().await?;
     }
-    writes_go_on(&load, 100).await?;
+    load.goes_on(100).await?;
     // Both followers stop while the change is asked for: it is in the leader's log and gets no further.
     let leader = cluster.leader().await?;
     let followers: Vec<usize> = (0..3).filter(|at| *at != leader).collect();
@@ -184,6 +185,6 @@ async fn a_change_that_a_dead_leader_left_half_done_ends_one_way_or_the_other() 
         ensure!(finished.code == Some(0), "{finished:?}");
     }
     voters(&cluster, &["r0", "r1", "r2", "r3", "r4"]).await?;
-    nothing_was_lost(&cluster, load).await?;
+    load.ends_well(&cluster).await?;
     cluster.finish().await
 }

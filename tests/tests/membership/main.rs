@@ -8,13 +8,10 @@ mod retired;
 mod scaled;
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Result, anyhow, ensure};
 use holdfast_tests::fixture::cluster::SOON;
 use holdfast_tests::fixture::{Cluster, Finished, run, until};
-use holdfast_tests::writes::{WriteLoad, WriteLoadOptions, check};
 use serde_json::Value;
 
 /// Runs a command against the cluster.
@@ -73,41 +70,4 @@ async fn voters(cluster: &Cluster, names: &[&str]) -> Result<BTreeSet<(u64, Stri
         Ok(voters)
     })
     .await
-}
-
-/// Four writers without a pause but a breath.
-fn load(cluster: &Cluster) -> Result<WriteLoad> {
-    let options = WriteLoadOptions {
-        writers: 4,
-        pause: Duration::from_millis(1),
-        routes_each: 200,
-    };
-    Ok(WriteLoad::start(
-        &Arc::new(cluster.writer("default", Duration::ZERO)?),
-        "default",
-        options,
-    ))
-}
-
-/// Waits until so many more writes have been acknowledged.
-async fn writes_go_on(load: &WriteLoad, more: u64) -> Result<()> {
-    let enough = load.acknowledged() + more;
-    until(format!("{more} more writes"), SOON, async || {
-        let acknowledged = load.acknowledged();
-        if acknowledged >= enough {
-            Ok(())
-        } else {
-            Err(acknowledged)
-        }
-    })
-    .await
-}
-
-/// Stops writing: nothing that was acknowledged is missing, and nothing was given up.
-async fn nothing_was_lost(cluster: &Cluster, load: WriteLoad) -> Result<()> {
-    let (failed, count) = (load.failed(), load.acknowledged());
-    let acknowledged = load.stop().await;
-    check(&acknowledged, &acknowledged, &cluster.routes("default").await?)?;
-    ensure!(failed == 0, "{failed} of {count} writes were given up");
-    Ok(())
 }

@@ -4,25 +4,26 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use holdfast_tests::fixture::Cluster;
+use holdfast_tests::writes::WriteLoad;
 use serde_json::Value;
 
-use crate::{ask, load, nothing_was_lost, writes_go_on};
+use crate::ask;
 
 const MOVES: usize = 20;
 
 #[tokio::test]
 async fn p9_the_leadership_moves_under_writes_and_none_fails() -> Result<()> {
     let mut cluster = Cluster::start(3).await?;
-    let load = load(&cluster)?;
-    writes_go_on(&load, 200).await?;
+    let load = WriteLoad::on(&cluster)?;
+    load.goes_on(200).await?;
     load.watch_gap();
-    writes_go_on(&load, 500).await?;
+    load.goes_on(500).await?;
     let quiet = load.gap();
     let mut gaps = Vec::new();
     for number in 0..MOVES {
         let leader = cluster.leader().await?;
         let target = format!("r{}", (leader + 1 + number % 2) % 3);
-        writes_go_on(&load, 50).await?;
+        load.goes_on(50).await?;
         load.watch_gap();
         let named = ["leader", "move", "-o", "json", "--to", target.as_str()];
         // Every fourth time wherever it likes.
@@ -31,7 +32,7 @@ async fn p9_the_leadership_moves_under_writes_and_none_fails() -> Result<()> {
         let moved: Value = serde_json::from_str(&finished.stdout)?;
         ensure!(moved["from"] == format!("r{leader}"), "{moved}");
         ensure!(number % 4 == 3 || moved["to"] == target, "{moved}");
-        writes_go_on(&load, 50).await?;
+        load.goes_on(50).await?;
         gaps.push((load.gap(), moved["took_ms"].as_u64().unwrap_or(0)));
         let now = cluster.leader().await?;
         ensure!(moved["to"] == format!("r{now}"), "{moved}, and r{now} leads");
@@ -44,6 +45,6 @@ async fn p9_the_leadership_moves_under_writes_and_none_fails() -> Result<()> {
         median.0, longest.0, longest.1
     );
     ensure!(longest.0 < Duration::from_secs(2), "{gaps:?}");
-    nothing_was_lost(&cluster, load).await?;
+    load.ends_well(&cluster).await?;
     cluster.finish().await
 }

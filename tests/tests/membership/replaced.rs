@@ -5,15 +5,16 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use holdfast_tests::fixture::cluster::SOON;
 use holdfast_tests::fixture::{Cluster, until};
+use holdfast_tests::writes::WriteLoad;
 use holdfast_wire::proto::Role;
 
-use crate::{ask, load, members, nothing_was_lost, roles, voters, writes_go_on};
+use crate::{ask, members, roles, voters};
 
 #[tokio::test]
 async fn p3_a_wiped_replica_is_a_voter_again_by_itself_under_writes() -> Result<()> {
     let mut cluster = Cluster::start(3).await?;
-    let load = load(&cluster)?;
-    writes_go_on(&load, 100).await?;
+    let load = WriteLoad::on(&cluster)?;
+    load.goes_on(100).await?;
     // The founder among them, and the leader.
     let follower = cluster.follower().await?;
     let mut gone = Vec::new();
@@ -40,7 +41,7 @@ async fn p3_a_wiped_replica_is_a_voter_again_by_itself_under_writes() -> Result<
         .await?;
         let took = began.elapsed();
         cluster.replicas[victim].ready().await?;
-        writes_go_on(&load, 100).await?;
+        load.goes_on(100).await?;
         eprintln!(
             "{name} ({was:?}, id {old}) lost its disk: three voters again after {took:?}, as id {new}; longest time without an \
              acknowledged write {:?}",
@@ -61,7 +62,7 @@ async fn p3_a_wiped_replica_is_a_voter_again_by_itself_under_writes() -> Result<
         now.iter().all(|(id, _)| !gone.contains(id)),
         "{gone:?} were used again: {now:?}"
     );
-    nothing_was_lost(&cluster, load).await?;
+    load.ends_well(&cluster).await?;
 
     // All of them start again as what they have become.
     for replica in &mut cluster.replicas {
@@ -83,7 +84,7 @@ async fn a_replica_is_replaced_by_hand_where_nothing_happens_by_itself() -> Resu
         replica.process.start()?;
     }
     cluster.ready().await?;
-    let load = load(&cluster)?;
+    let load = WriteLoad::on(&cluster)?;
     let leader = cluster.leader().await?;
     let victims: Vec<usize> = (0..5).filter(|at| *at != leader).take(2).collect();
     // Two at once: more than anything would do by itself.
@@ -117,6 +118,6 @@ async fn a_replica_is_replaced_by_hand_where_nothing_happens_by_itself() -> Resu
     let now = voters(&cluster, &["r0", "r1", "r2", "r3", "r4"]).await?;
     ensure!(now.iter().map(|(id, _)| *id).max() == Some(7), "{now:?}");
     cluster.ready().await?;
-    nothing_was_lost(&cluster, load).await?;
+    load.ends_well(&cluster).await?;
     cluster.finish().await
 }

@@ -7,9 +7,10 @@ use holdfast_client::{Endpoints, RouteReader};
 use holdfast_tests::fixture::cluster::SOON;
 use holdfast_tests::fixture::{Cluster, stays, until};
 use holdfast_tests::http;
+use holdfast_tests::writes::WriteLoad;
 use holdfast_wire::proto::Role;
 
-use crate::{load, nothing_was_lost, voters, writes_go_on};
+use crate::voters;
 
 /// Many election timeouts.
 const LONG: Duration = Duration::from_secs(4);
@@ -18,8 +19,8 @@ const LONG: Duration = Duration::from_secs(4);
 async fn p5_a_replaced_replica_on_its_old_directory_is_refused_and_says_so() -> Result<()> {
     let mut cluster = Cluster::start(3).await?;
     let peers = cluster.peers();
-    let load = load(&cluster)?;
-    writes_go_on(&load, 200).await?;
+    let load = WriteLoad::on(&cluster)?;
+    load.goes_on(200).await?;
     // The leader: nobody else could do so much harm.
     let victim = cluster.leader().await?;
     let name = format!("r{victim}");
@@ -96,6 +97,6 @@ async fn p5_a_replaced_replica_on_its_old_directory_is_refused_and_says_so() -> 
     }
     ensure!(refused > 0.0, "nobody has counted its calls");
     cluster.replicas.pop().context("the old one")?.process.kill();
-    nothing_was_lost(&cluster, load).await?;
+    load.ends_well(&cluster).await?;
     cluster.finish().await
 }

@@ -5,15 +5,16 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use holdfast_tests::fixture::cluster::SOON;
 use holdfast_tests::fixture::{Cluster, until};
+use holdfast_tests::writes::WriteLoad;
 use holdfast_wire::proto::Role;
 
-use crate::{ask, load, nothing_was_lost, roles, voters, writes_go_on};
+use crate::{ask, roles, voters};
 
 #[tokio::test]
 async fn three_become_five_and_three_again_under_writes() -> Result<()> {
     let mut cluster = Cluster::start(3).await?;
-    let load = load(&cluster)?;
-    writes_go_on(&load, 100).await?;
+    let load = WriteLoad::on(&cluster)?;
+    load.goes_on(100).await?;
     for name in ["r3", "r4"] {
         cluster.add_replica(name)?;
     }
@@ -54,7 +55,7 @@ async fn three_become_five_and_three_again_under_writes() -> Result<()> {
     .await??;
     eprintln!("five voters {:?} after the fifth replica was started", began.elapsed());
     cluster.ready().await?;
-    writes_go_on(&load, 200).await?;
+    load.goes_on(200).await?;
 
     // Five bear the loss of two.
     let leader = cluster.leader().await?;
@@ -62,7 +63,7 @@ async fn three_become_five_and_three_again_under_writes() -> Result<()> {
     for at in &others {
         cluster.replicas[*at].process.kill();
     }
-    writes_go_on(&load, 100).await?;
+    load.goes_on(100).await?;
     for at in &others {
         cluster.replicas[*at].process.start()?;
     }
@@ -75,7 +76,7 @@ async fn three_become_five_and_three_again_under_writes() -> Result<()> {
     let finished = ask(&cluster, &["members", "remove", "r3", "r4"]).await?;
     ensure!(finished.code == Some(0), "{finished:?}");
     voters(&cluster, &["r0", "r1", "r2"]).await?;
-    writes_go_on(&load, 100).await?;
+    load.goes_on(100).await?;
     eprintln!(
         "r3 and r4 removed, r4 led: longest time without an acknowledged write {:?}",
         load.gap()
@@ -90,6 +91,6 @@ async fn three_become_five_and_three_again_under_writes() -> Result<()> {
         .await?;
         cluster.replicas[at].process.kill();
     }
-    nothing_was_lost(&cluster, load).await?;
+    load.ends_well(&cluster).await?;
     cluster.finish().await
 }
