@@ -63,27 +63,36 @@ impl Drop for SmallDisk {
     }
 }
 
-/// Makes the syncs of one process fail on demand: a library that is loaded into it first (`failing_sync.c`).
-pub struct FailingSyncs {
+/// What a disk can refuse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// A sync; and the file loses what no earlier one has confirmed.
+    Sync,
+    /// A write.
+    Write,
+}
+
+/// Makes the disk of one process fail on demand: a library that is loaded into it first (`failing_disk.c`).
+pub struct FailingDisk {
     library: PathBuf,
     order: PathBuf,
 }
 
-impl FailingSyncs {
+impl FailingDisk {
     /// Compiles the library into `folder`.
     ///
     /// # Errors
     /// There is no C compiler.
     pub fn compile(folder: &Path) -> Result<Self> {
-        let source = folder.join("failing_sync.c");
-        fs::write(&source, include_str!("failing_sync.c"))?;
-        let library = folder.join("failing_sync.so");
+        let source = folder.join("failing_disk.c");
+        fs::write(&source, include_str!("failing_disk.c"))?;
+        let library = folder.join("failing_disk.so");
         let mut command = Command::new("cc");
         command.args(["-O1", "-Wall", "-Werror", "-shared", "-fPIC", "-o"]);
         finish("cc", command.arg(&library).arg(&source).arg("-ldl"))?;
-        Ok(FailingSyncs {
+        Ok(FailingDisk {
             library,
-            order: folder.join("failing-syncs"),
+            order: folder.join("failing-disk"),
         })
     }
 
@@ -91,28 +100,31 @@ impl FailingSyncs {
     pub fn environment(&self) -> [(&'static str, &Path); 2] {
         [
             ("LD_PRELOAD", &self.library),
-            ("HOLDFAST_TEST_FAILING_SYNCS", &self.order),
+            ("HOLDFAST_TEST_FAILING_DISK", &self.order),
         ]
     }
 
-    /// From here on every sync of a file whose path contains `part` fails with EIO, and the file loses what no earlier
-    /// sync has confirmed.
+    /// From here on every such call on a file whose path contains `part` fails with EIO.
     ///
     /// # Errors
     /// The order cannot be written.
-    pub fn fail(&self, part: &str) -> Result<()> {
+    pub fn fail(&self, call: Call, part: &str) -> Result<()> {
         ensure!(!part.is_empty(), "which files?");
+        let call = match call {
+            Call::Sync => "sync",
+            Call::Write => "write",
+        };
         // By a rename: nobody reads half an order.
         let new = self.order.with_extension("new");
-        fs::write(&new, part)?;
+        fs::write(&new, format!("{call} {part}"))?;
         Ok(fs::rename(new, &self.order)?)
     }
 
-    /// From here on they succeed.
+    /// From here on nothing fails.
     ///
     /// # Errors
-    /// They did not fail.
-    pub fn succeed(&self) -> Result<()> {
-        fs::remove_file(&self.order).context("no sync was failing")
+    /// Nothing did.
+    pub fn mend(&self) -> Result<()> {
+        fs::remove_file(&self.order).context("nothing was failing")
     }
 }

@@ -1,7 +1,8 @@
-/* Loaded before the C library: while the file named by HOLDFAST_TEST_FAILING_SYNCS exists, fsync and fdatasync of files
-   whose path contains its text fail with EIO. As in a real failure, that takes a while, in which whoever does not wait for
-   the sync has time to acknowledge; then what no earlier sync has confirmed is gone, and nothing is written to such a
-   file any more. */
+/* Loaded before the C library: while there is the file named by HOLDFAST_TEST_FAILING_DISK, "sync PART" or "write PART" in
+   it makes that of files whose path contains PART fail with EIO.
+
+   A sync that fails takes a while, as in a real failure, in which whoever does not wait for it has time to acknowledge; then
+   what no earlier sync has confirmed is gone, and nothing is written to such a file any more. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -24,7 +25,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* Held to write; held alone to take away what was written. */
 static pthread_rwlock_t writing = PTHREAD_RWLOCK_INITIALIZER;
-static int has_failed;
+static int a_sync_has_failed;
 
 static off_t *size_of(const struct stat *file) {
     for (size_t at = 0; at < files; at++)
@@ -38,9 +39,10 @@ static off_t *size_of(const struct stat *file) {
     return &confirmed[files++].size;
 }
 
-static int is_ordered(int fd) {
+/* Whether `call`, with a space after it, is to fail on this file. */
+static int is_ordered(const char *call, int fd) {
     char order[4096], link[64], path[4096];
-    const char *name = getenv("HOLDFAST_TEST_FAILING_SYNCS");
+    const char *name = getenv("HOLDFAST_TEST_FAILING_DISK");
     int file = name ? open(name, O_RDONLY | O_CLOEXEC) : -1;
     if (file < 0)
         return 0;
@@ -49,12 +51,14 @@ static int is_ordered(int fd) {
     if (length <= 0)
         return 0;
     order[length] = 0;
+    if (strncmp(order, call, strlen(call)) != 0)
+        return 0;
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     length = readlink(link, path, sizeof path - 1);
     if (length <= 0)
         return 0;
     path[length] = 0;
-    return strstr(path, order) != NULL;
+    return strstr(path, order + strlen(call)) != NULL;
 }
 
 static int synced(int fd, const char *name) {
@@ -64,10 +68,10 @@ static int synced(int fd, const char *name) {
         abort();
     if (fstat(fd, &file) != 0 || !S_ISREG(file.st_mode))
         return real(fd);
-    if (is_ordered(fd)) {
+    if (is_ordered("sync ", fd)) {
         usleep(FAILURE_TAKES_US);
         pthread_rwlock_wrlock(&writing);
-        has_failed = 1;
+        a_sync_has_failed = 1;
         pthread_mutex_lock(&lock);
         off_t size = *size_of(&file);
         if (size < file.st_size && ftruncate(fd, size) != 0)
@@ -93,7 +97,7 @@ ssize_t write(int fd, const void *bytes, size_t length) {
     if (!real)
         abort();
     pthread_rwlock_rdlock(&writing);
-    if (has_failed && is_ordered(fd))
+    if (is_ordered("write ", fd) || (a_sync_has_failed && is_ordered("sync ", fd)))
         errno = EIO;
     else
         result = real(fd, bytes, length);

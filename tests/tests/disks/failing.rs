@@ -1,0 +1,122 @@
+//! A sync fails, and what it should have kept is gone, as after a real failure; or a write fails.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use holdfast_client::{Endpoints, RouteWriter, WriterOptions};
+use holdfast_table::{Batch, Change, Namespace, Route};
+use holdfast_tests::apart::disks::{Call, FailingDisk};
+use holdfast_tests::fixture::Cluster;
+
+use crate::{Disk, all_at_once, one_after_the_other};
+
+/// Votes and entries. Its files' names are numbers.
+const WRITE_AHEAD_LOG: &str = "/db/0";
+/// Which tables there are.
+const MANIFEST: &str = "/db/MANIFEST";
+/// What was in memory once it is too much for that.
+const TABLES: &str = ".sst";
+
+/// Routes of one batch that has to leave the memory soon: 3 MB, of 24 MiB that are kept there.
+const HEAVY_ROUTES: usize = 50;
+const HEAVY_DATA: usize = 60_000;
+
+struct Failing {
+    disk: FailingDisk,
+    call: Call,
+    part: &'static str,
+}
+
+impl Disk for Failing {
+    fn fail(&self) -> Result<()> {
+        self.disk.fail(self.call, self.part)
+    }
+
+    fn mend(&self) -> Result<()> {
+        self.disk.mend()
+    }
+
+    async fn provoke(&self, cluster: &Cluster) -> Result<()> {
+        match self.part {
+            WRITE_AHEAD_LOG => Ok(()),
+            _ => write_much(cluster).await,
+        }
+    }
+}
+
+/// Makes the replicas write tables. Nobody counts on what it writes: it may be refused, or never answered.
+async fn write_much(cluster: &Cluster) -> Result<()> {
+    let data = format!(r#"{{"x":"{}"}}"#, "y".repeat(HEAVY_DATA));
+    // Another one every time, for what changes nothing is not written.
+    let target = format!("http://127.0.0.1:9/{}", rand::random::<u64>());
+    let changes =
+        (0..HEAVY_ROUTES).map(|at| Ok(Change::Put(Route::parse(&format!("/heavy/{at}/"), &target, &data, "")?)));
+    let batch = Batch::new(Namespace::default(), changes.collect::<Result<_>>()?, Vec::new())?;
+    let options = WriterOptions {
+        timeout: Duration::from_secs(2),
+        ..WriterOptions::default()
+    };
+    let _ = RouteWriter::new(Endpoints::parse(&cluster.endpoints())?, options)
+        .write(batch)
+        .await;
+    Ok(())
+}
+
+async fn cluster(call: Call, part: &'static str) -> Result<(Cluster, Vec<Failing>)> {
+    let mut cluster = Cluster::prepare(3)?;
+    let mut disks = Vec::new();
+    for at in 0..3 {
+        let folder = cluster.folder().join(format!("r{at}-disk"));
+        std::fs::create_dir(&folder)?;
+        let disk = FailingDisk::compile(&folder)?;
+        for (name, value) in disk.environment() {
+            cluster.replicas[at].process.set_env(name, value);
+        }
+        cluster.replicas[at].process.start()?;
+        disks.push(Failing { disk, call, part });
+    }
+    cluster.ready().await?;
+    Ok((cluster, disks))
+}
+
+#[tokio::test]
+async fn p3_a_replica_whose_sync_fails_ends_at_once_and_nothing_acknowledged_is_lost() -> Result<()> {
+    let (cluster, disks) = cluster(Call::Sync, WRITE_AHEAD_LOG).await?;
+    one_after_the_other(cluster, &disks).await
+}
+
+#[tokio::test]
+async fn p3_a_replica_whose_write_fails_ends_at_once_and_nothing_acknowledged_is_lost() -> Result<()> {
+    let (cluster, disks) = cluster(Call::Write, WRITE_AHEAD_LOG).await?;
+    one_after_the_other(cluster, &disks).await
+}
+
+#[tokio::test]
+async fn p3_nothing_acknowledged_is_lost_when_the_syncs_of_all_replicas_fail() -> Result<()> {
+    let (cluster, disks) = cluster(Call::Sync, WRITE_AHEAD_LOG).await?;
+    all_at_once(cluster, &disks).await
+}
+
+#[tokio::test]
+async fn p3_a_replica_that_cannot_say_which_tables_it_has_ends_and_nothing_acknowledged_is_lost() -> Result<()> {
+    let (cluster, disks) = cluster(Call::Sync, MANIFEST).await?;
+    one_after_the_other(cluster, &disks).await
+}
+
+#[tokio::test]
+async fn p3_a_replica_that_cannot_write_tables_ends_and_nothing_acknowledged_is_lost() -> Result<()> {
+    let (cluster, disks) = cluster(Call::Write, TABLES).await?;
+    one_after_the_other(cluster, &disks).await
+}
+
+#[tokio::test]
+async fn p3_nothing_acknowledged_is_lost_when_no_replica_can_say_which_tables_it_has() -> Result<()> {
+    let (cluster, disks) = cluster(Call::Write, MANIFEST).await?;
+    all_at_once(cluster, &disks).await
+}
+
+#[tokio::test]
+async fn p3_nothing_acknowledged_is_lost_when_no_replica_keeps_its_tables() -> Result<()> {
+    let (cluster, disks) = cluster(Call::Sync, TABLES).await?;
+    all_at_once(cluster, &disks).await
+}
