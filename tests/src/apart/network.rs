@@ -67,27 +67,28 @@ impl Cut {
 }
 
 impl Network {
-    /// Makes the bridge and `nodes` namespaces on it.
+    /// Makes the bridge, with nobody on it.
     ///
     /// # Errors
     /// One of the system's programs refuses; nothing outside of the test's namespaces has changed.
-    pub fn new(nodes: usize) -> Result<Self> {
+    pub fn new() -> Result<Self> {
         // Asked for now: a cut is too late to hear that there is no packet filter.
         run("nft", ["list", "tables"]).context("packets cannot be dropped here")?;
         run("ip", ["link", "add", "name", BRIDGE, "type", "bridge"])?;
         run("ip", ["address", "add", &format!("{CLIENTS}/24"), "dev", BRIDGE])?;
         run("ip", ["link", "set", BRIDGE, "up"])?;
-        let mut network = Network {
+        Ok(Network {
             folder: tempfile::Builder::new().prefix("holdfast-network-").tempdir()?,
             nodes: Vec::new(),
-        };
-        for at in 0..nodes {
-            network.add(at)?;
-        }
-        Ok(network)
+        })
     }
 
-    fn add(&mut self, at: usize) -> Result<()> {
+    /// Adds the namespace of one more replica, and returns its place.
+    ///
+    /// # Errors
+    /// As for the bridge.
+    pub fn add(&mut self) -> Result<usize> {
+        let at = self.nodes.len();
         let handle = self.folder.path().join(at.to_string());
         let last = u8::try_from(10 + at).context("so many do not fit into one network")?;
         let address = Ipv4Addr::new(10, 93, 0, last);
@@ -102,7 +103,7 @@ impl Network {
         self.run_in(at, &["ip", "link", "set", "lo", "up"])?;
         self.run_in(at, &["ip", "address", "add", &format!("{address}/24"), "dev", "net0"])?;
         self.run_in(at, &["ip", "link", "set", "net0", "up"])?;
-        Ok(())
+        Ok(at)
     }
 
     /// Where the replica at this place is reached.
