@@ -2,8 +2,11 @@
 
 mod backup;
 mod damaged;
+mod manual;
 mod recover;
+mod replaces;
 mod succession;
+mod two_wiped;
 
 use std::path::Path;
 use std::time::Duration;
