@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
@@ -13,10 +13,8 @@ use holdfast_wire::proto::raft_server::RaftServer;
 use holdfast_wire::proto::routes_server::RoutesServer;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
@@ -26,13 +24,11 @@ use crate::consensus::bootstrap::{self, Introduction, Misplaced, is_member};
 use crate::consensus::membership;
 use crate::consensus::network::MESSAGE_BYTES_MAX;
 use crate::consensus::{Consensus, Failure};
-use crate::feed::Feed;
-use crate::metrics::Metrics;
 use crate::scrub::{Finding, scrub};
 use crate::services::cluster::ClusterService;
 use crate::services::raft::RaftService;
 use crate::services::routes::RoutesService;
-use crate::services::{Admission, Context, admin, chp_api};
+use crate::services::{Context, admin, chp_api};
 use crate::storage::identity::Identity;
 use crate::storage::log::LogStore;
 use crate::storage::state_machine::{Published, StateMachine};
@@ -263,20 +259,8 @@ impl ReplicaConfig {
             Some(address) => address.clone(),
             None => client.local_addr().map_err(failed)?.to_string(),
         };
-        let context = Context {
-            introduction: Introduction::new(&self, identity, advertised),
-            store,
-            disk_sync,
-            consensus: watch::Sender::new(None),
-            feed: Arc::new(Feed::default()),
-            metrics: Metrics::default(),
-            admission: Admission::default(),
-            caught_up: AtomicBool::new(false),
-            stopping: CancellationToken::new(),
-            retired: CancellationToken::new(),
-            backups: crate::services::backup::permits(),
-            streams: TaskTracker::new(),
-        };
+        let introduction = Introduction::new(&self, identity, advertised);
+        let context = Context::new(introduction, store, disk_sync);
         Ok(Replica {
             config: self,
             context: Arc::new(context),

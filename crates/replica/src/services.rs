@@ -26,7 +26,7 @@ use crate::consensus::bootstrap::Introduction;
 use crate::feed::Feed;
 use crate::metrics::Metrics;
 use crate::storage::Store;
-pub use admission::Admission;
+use admission::Admission;
 
 /// How long a call without a deadline of its own may take.
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
@@ -61,6 +61,24 @@ pub struct Context {
 }
 
 impl Context {
+    /// Of a replica that has just been started.
+    pub fn new(introduction: Introduction, store: Store, disk_sync: Duration) -> Self {
+        Context {
+            introduction,
+            store,
+            disk_sync,
+            consensus: watch::Sender::new(None),
+            feed: Arc::default(),
+            metrics: Metrics::default(),
+            admission: Admission::default(),
+            caught_up: AtomicBool::new(false),
+            stopping: CancellationToken::new(),
+            retired: CancellationToken::new(),
+            backups: backup::permits(),
+            streams: TaskTracker::new(),
+        }
+    }
+
     /// Returns when a call that is still under way has to end: a moment after the replica has begun to stop.
     pub async fn stopped(&self) {
         const LAST_MOMENT: Duration = Duration::from_millis(500);

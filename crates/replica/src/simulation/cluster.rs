@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use holdfast_wire::proto::cluster_server::ClusterServer;
@@ -13,9 +13,6 @@ use holdfast_wire::proto::raft_server::RaftServer;
 use holdfast_wire::proto::routes_server::RoutesServer;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 
 use super::disk::Medium;
@@ -25,13 +22,11 @@ use crate::config::{ClusterConfig, PeerAddress, ReplicaConfig};
 use crate::consensus::Consensus;
 use crate::consensus::bootstrap::{self, Introduction};
 use crate::consensus::network::MESSAGE_BYTES_MAX;
-use crate::feed::Feed;
-use crate::metrics::Metrics;
 use crate::replica::{self, RunError};
+use crate::services::Context;
 use crate::services::cluster::ClusterService;
 use crate::services::raft::RaftService;
 use crate::services::routes::RoutesService;
-use crate::services::{Admission, Context};
 use crate::storage::Store;
 use crate::storage::log::LogStore;
 use crate::storage::state_machine::StateMachine;
@@ -161,20 +156,8 @@ async fn run(world: &World, at: usize) -> Result<(), RunError> {
     let log = LogStore::open(store.clone()).map_err(|error| RunError::Consensus(error.to_string()))?;
     let lineage = published.load().state.lineage.clone();
     let advertised = config.advertise_client.clone().unwrap_or_default();
-    let context = Arc::new(Context {
-        introduction: Introduction::new(&config, identity, advertised),
-        store,
-        disk_sync: super::disk::QUICK.end,
-        consensus: watch::Sender::new(None),
-        feed: Arc::new(Feed::default()),
-        metrics: Metrics::default(),
-        admission: Admission::default(),
-        caught_up: AtomicBool::new(false),
-        stopping: CancellationToken::new(),
-        retired: CancellationToken::new(),
-        backups: crate::services::backup::permits(),
-        streams: TaskTracker::new(),
-    });
+    let introduction = Introduction::new(&config, identity, advertised);
+    let context = Arc::new(Context::new(introduction, store, super::disk::QUICK.end));
     let clients = network::listen(CLIENT_PORT).await.map_err(RunError::Http)?;
     let peers = network::listen(PEER_PORT).await.map_err(RunError::Http)?;
     let server = || {
