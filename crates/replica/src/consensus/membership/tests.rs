@@ -53,10 +53,14 @@ pub async fn replica(dir: &TempDir, founders: Vec<proto::Founder>) -> Consensus 
     consensus
 }
 
+/// Returns once it leads, has applied everything, and says so: its metrics come a moment after its answers.
 pub async fn leads(consensus: &Consensus) {
     let leads = consensus.metrics_when(|metrics| {
+        let applied = consensus.published().load();
         metrics.state == ServerState::Leader
             && metrics.last_applied.map(|log_id| log_id.index) >= metrics.last_log_index
+            && metrics.last_applied >= applied.applied
+            && metrics.membership_config.log_id() == applied.membership.log_id()
     });
     timeout(SOON, leads).await.unwrap().unwrap();
 }
