@@ -1,6 +1,7 @@
 //! Members come, go and are replaced, under writes.
 
 mod interrupted;
+mod moved;
 mod moving;
 mod refused;
 mod replaced;

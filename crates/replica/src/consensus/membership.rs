@@ -55,11 +55,16 @@ pub enum ChangeError {
     Unknown(String),
 }
 
-/// Looks after the members for as long as the replica runs: as the leader it finishes what was begun, takes in empty
-/// replicas and, if `auto_replace` is set, gives them votes; as a follower without leader it asks whether it was retired.
+/// Looks after the members for as long as the replica runs: as the leader it finishes what was begun, follows members to
+/// other addresses, takes in empty replicas and, if `auto_replace` is set, gives them votes; as a follower without leader it asks whether it was retired.
 pub async fn run(cluster: &ClusterConfig, consensus: &Consensus) -> Infallible {
     let mut led = false;
     loop {
+        let members = consensus.members().into_iter();
+        consensus
+            .network
+            .addresses
+            .renew(members.map(|(id, node, _)| (id, node.peer_address)));
         let leads = consensus.is_leader();
         // A new leader has not heard from everybody yet, and would take them for missing.
         if leads && std::mem::replace(&mut led, leads) {
@@ -111,7 +116,8 @@ impl Consensus {
             };
             let view = self.view(&cluster.peers, &[]).await?;
             let action = decide(&view);
-            if !cluster.auto_replace && !matches!(action, Action::Finish | Action::Adopt { .. }) {
+            let is_mending = matches!(action, Action::Finish | Action::Adopt { .. } | Action::Move { .. });
+            if !cluster.auto_replace && !is_mending {
                 return Ok(String::new());
             }
             match action {
@@ -132,6 +138,10 @@ impl Consensus {
             Action::Wait(_) => Ok(()),
             Action::Finish => self.finish().await,
             Action::Adopt { node_id, node } => self.adopt(node_id, &node).await,
+            Action::Move { node_id, node } => {
+                let nodes = BTreeMap::from([(node_id, node)]);
+                self.change(ChangeMembers::SetNodes(nodes)).await
+            }
             Action::Add(node) => self.add(node).await.map(drop),
             Action::Drop(id) => self.change(ChangeMembers::RemoveNodes([id].into())).await,
             Action::Voters(voters) => self.change(ChangeMembers::ReplaceAllVoters(voters)).await,
@@ -157,6 +167,7 @@ impl Consensus {
             (*id, member)
         });
         let mut view = View {
+            cluster_id: self.identity().cluster_id.clone(),
             leader: self.identity().name.clone(),
             members: members.collect(),
             joint: membership.get_joint_config().len() > 1,
@@ -635,6 +646,7 @@ fn answer_in(answer: proto::IdentifyResponse) -> Answer {
             name: answer.name,
             cluster_id: answer.cluster_id,
             store_uuid: answer.store_uuid,
+            client_address: answer.client_address,
         },
     }
 }

@@ -1,8 +1,9 @@
 //! The network to peers, as openraft calls it: one connection per peer for control, one for snapshots.
 
+use std::collections::HashMap;
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -70,6 +71,23 @@ pub struct Network {
     node_id: u64,
     /// What peers say of this replica.
     pub told: Told,
+    /// Where the members are.
+    pub addresses: Addresses,
+}
+
+/// Where members are by now: openraft keeps the connections that it has asked for, also if a member moves.
+#[derive(Clone, Default)]
+pub struct Addresses(Arc<Mutex<HashMap<u64, String>>>);
+
+impl Addresses {
+    /// As the membership says.
+    pub fn renew(&self, addresses: impl IntoIterator<Item = (u64, String)>) {
+        *self.0.lock().expect("nobody panics with it") = addresses.into_iter().collect();
+    }
+
+    fn of(&self, id: u64) -> Option<String> {
+        self.0.lock().expect("nobody panics with it").get(&id).cloned()
+    }
 }
 
 /// Whether a peer has said that this replica is retired. One is enough: an id that was taken is never given back.
@@ -120,6 +138,7 @@ impl Network {
             cluster_id: cluster_id.into(),
             node_id,
             told: Told::default(),
+            addresses: Addresses::default(),
         }
     }
 
@@ -134,13 +153,12 @@ impl Network {
     }
 
     fn connect(&self, target: u64, node: &Node) -> PeerNetwork {
-        let client = lazy_channel(&node.peer_address)
-            .map(raft_client)
-            .map_err(|error| error.to_string());
         PeerNetwork {
             peer: self.peer(target, node),
             told: self.told.clone(),
-            client,
+            addresses: self.addresses.clone(),
+            client: connect(&node.peer_address),
+            address: node.peer_address.clone(),
         }
     }
 }
@@ -158,15 +176,31 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     }
 }
 
+fn connect(address: &str) -> Result<RaftClient<Channel>, String> {
+    lazy_channel(address)
+        .map(raft_client)
+        .map_err(|error| error.to_string())
+}
+
 /// The way to one peer.
 pub struct PeerNetwork {
     peer: proto::Peer,
     told: Told,
+    addresses: Addresses,
+    // What it is connected to, or will be.
+    address: String,
     client: Result<RaftClient<Channel>, String>,
 }
 
 impl PeerNetwork {
-    fn client(&self) -> Result<RaftClient<Channel>, RpcError> {
+    fn client(&mut self) -> Result<RaftClient<Channel>, RpcError> {
+        // Whoever answers at a wrong address refuses the call: it names the member and its disk.
+        if let Some(now) = self.addresses.of(self.peer.to_node_id)
+            && now != self.address
+        {
+            self.client = connect(&now);
+            self.address = now;
+        }
         self.client
             .clone()
             .map_err(|error| RPCError::Unreachable(Unreachable::from_string(error)))
@@ -252,10 +286,8 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
                 sent.fetch_add(1, Ordering::Relaxed);
                 append_out(peer.clone(), &rpc)
             });
-            let answers = self
-                .told
-                .bounded(ANSWER_TIMEOUT, self.client()?.append(requests))
-                .await?;
+            let mut client = self.client()?;
+            let answers = self.told.bounded(ANSWER_TIMEOUT, client.append(requests)).await?;
             let told = self.told.clone();
             // The stream may be silent for as long as there is nothing to replicate, but not while an answer is owed.
             let results = futures_util::stream::unfold(Some(answers), move |answers| {
@@ -290,12 +322,8 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
-        let request = self.vote_request(rpc);
-        vote_response(
-            self.told
-                .bounded(option.soft_ttl(), self.client()?.vote(request))
-                .await?,
-        )
+        let (request, mut client) = (self.vote_request(rpc), self.client()?);
+        vote_response(self.told.bounded(option.soft_ttl(), client.vote(request)).await?)
     }
 
     async fn pre_vote(
@@ -303,12 +331,8 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
-        let request = self.vote_request(rpc);
-        vote_response(
-            self.told
-                .bounded(option.soft_ttl(), self.client()?.pre_vote(request))
-                .await?,
-        )
+        let (request, mut client) = (self.vote_request(rpc), self.client()?);
+        vote_response(self.told.bounded(option.soft_ttl(), client.pre_vote(request)).await?)
     }
 
     async fn full_snapshot(
@@ -370,9 +394,10 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
             to_node_id: *rpc.to_node_id(),
             last_log_id: log.as_ref().map(log_id_out),
         };
+        let mut client = self.client()?;
         let response = self
             .told
-            .bounded(option.soft_ttl(), self.client()?.transfer_leader(request))
+            .bounded(option.soft_ttl(), client.transfer_leader(request))
             .await?;
         Ok(transfer_result(response, vote, log))
     }

@@ -8,6 +8,8 @@ use crate::consensus::types::Node;
 /// The cluster as its leader sees it at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct View {
+    /// Its id.
+    pub cluster_id: String,
     /// The leader's name.
     pub leader: String,
     /// Every member, the leader included, by id.
@@ -48,6 +50,8 @@ pub enum Answer {
         cluster_id: String,
         /// Its disk.
         store_uuid: String,
+        /// Where clients reach it.
+        client_address: String,
     },
 }
 
@@ -78,6 +82,13 @@ pub enum Action {
         /// Its addresses and disk.
         node: Node,
     },
+    /// A member answers at another address than it had, with its disk.
+    Move {
+        /// Its id.
+        node_id: u64,
+        /// Its new addresses and its disk.
+        node: Node,
+    },
     /// A blank replica becomes a learner, under a new id.
     Add(Node),
     /// A learner that will never answer again is taken away.
@@ -94,7 +105,7 @@ pub fn decide(view: &View) -> Action {
     if view.joint {
         return Action::Finish;
     }
-    if let Some(action) = mend_learners(view) {
+    if let Some(action) = follow_members(view).or_else(|| mend_learners(view)) {
         return action;
     }
     let missing: Vec<(u64, &Member)> = view.voters().filter(|(_, member)| !member.alive).collect();
@@ -176,6 +187,27 @@ impl View {
         addresses
     }
 
+    /// A member that is found with its disk at another address than its own, and not at its own.
+    fn moved(&self, node: &Node) -> Option<Node> {
+        let here = |address: &str| match self.answers.get(address)? {
+            Answer::Taken {
+                cluster_id,
+                store_uuid,
+                client_address,
+                ..
+            } if *cluster_id == self.cluster_id && *store_uuid == node.store_uuid => Some(Node {
+                peer_address: address.to_owned(),
+                client_address: client_address.clone(),
+                ..node.clone()
+            }),
+            _ => None,
+        };
+        match here(&node.peer_address) {
+            Some(_) => None,
+            None => self.addresses_of(&node.name).into_iter().find_map(here),
+        }
+    }
+
     /// An empty replica of this name, as the member that it would be.
     pub fn blank(&self, name: &str) -> Option<Node> {
         self.addresses_of(name)
@@ -211,6 +243,17 @@ impl View {
         });
         found.unwrap_or_else(|| format!("nobody answers at {}", addresses.join(" or ")))
     }
+}
+
+/// A member that is silent where it was, and answers with its disk where the configuration says.
+fn follow_members(view: &View) -> Option<Action> {
+    let mut silent = view.members.iter().filter(|(_, member)| !member.alive);
+    silent.find_map(|(node_id, member)| {
+        Some(Action::Move {
+            node_id: *node_id,
+            node: view.moved(&member.node)?,
+        })
+    })
 }
 
 /// Learners that were interrupted on their way in, or that lost their disk before they had a vote.

@@ -114,6 +114,7 @@ fn p5_only_an_empty_replica_of_the_missing_ones_name_replaces_it() {
         name: "r1".into(),
         cluster_id: "another".into(),
         store_uuid: "s9".into(),
+        client_address: "r1:2".into(),
     };
     view.answers.insert("r1:1".into(), taken);
     waits(&view, "cluster another");
@@ -247,4 +248,43 @@ fn a_change_that_loses_the_quorum_is_refused_and_names_who_is_missing() {
         "{refused}"
     );
     assert_eq!(keeps_quorum(&view, &[1, 2].into()), Ok(()));
+}
+
+#[test]
+fn a_member_is_followed_to_another_address_with_its_disk_and_in_its_cluster_alone() {
+    let mut view = cluster(3);
+    view.cluster_id = "this".into();
+    view.configured[1].address = "moved:1".into();
+    let taken = |cluster_id: &str, store_uuid: &str| Answer::Taken {
+        name: "r1".into(),
+        cluster_id: cluster_id.into(),
+        store_uuid: store_uuid.into(),
+        client_address: "moved:2".into(),
+    };
+    view.answers.insert("moved:1".into(), taken("this", "s2"));
+    assert_eq!(decide(&view), Action::Wait(String::new()), "it is heard where it is");
+    down(&mut view, 2);
+    let moved = Node {
+        peer_address: "moved:1".into(),
+        client_address: "moved:2".into(),
+        ..node("r1", "s2")
+    };
+    let followed = Action::Move {
+        node_id: 2,
+        node: moved,
+    };
+    assert_eq!(decide(&view), followed);
+    // Another one that is silent too is no reason to wait: nobody's vote changes.
+    down(&mut view, 3);
+    assert_eq!(decide(&view), followed);
+    view.members.get_mut(&3).unwrap().alive = true;
+
+    for stranger in [taken("this", "s9"), taken("another", "s2"), Answer::Silent] {
+        view.answers.insert("moved:1".into(), stranger);
+        assert!(matches!(decide(&view), Action::Wait(_)), "{:?}", decide(&view));
+    }
+    // Silent and at its place: it is starting, or cut off.
+    view.answers.insert("moved:1".into(), taken("this", "s2"));
+    view.answers.insert("r1:1".into(), taken("this", "s2"));
+    assert!(matches!(decide(&view), Action::Wait(_)), "{:?}", decide(&view));
 }
