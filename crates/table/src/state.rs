@@ -60,13 +60,13 @@ pub enum Rejection {
         found: u64,
     },
     /// Stop: another hub serves this namespace now.
-    #[error("namespace {namespace}: a newer hub has taken over (hub epoch {}, this write is of {})", newest.0, found.0)]
+    #[error("namespace {namespace}: a newer hub has taken over (hub epoch {}, this one's is {})", newest.0, found.0)]
     Fenced {
         /// Whose routes.
         namespace: Namespace,
         /// The newest hub's.
         newest: HubEpoch,
-        /// The write's.
+        /// The caller's.
         found: HubEpoch,
     },
     /// Open the namespace, and read back before writing again.
@@ -193,7 +193,7 @@ impl State {
     /// Lets a hub write to a namespace, and nobody who opened it before.
     ///
     /// # Errors
-    /// [`Rejection::TooManyHubs`]: nothing changed.
+    /// As [`Hubs::open`]: nothing changed.
     pub fn open_hub(&mut self, namespace: &Namespace, id: HubId) -> Result<HubEpoch, Rejection> {
         self.hubs.open(namespace, id)
     }

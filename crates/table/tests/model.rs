@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use holdfast_table::history::History;
 use holdfast_table::sessions::{Session, SessionId, Sessions};
 use holdfast_table::{
-    Batch, Change, Command, Delta, Entry, Namespace, Precondition, Rejection, Revision, Route, RouteSpec, State, Table,
-    Written,
+    Batch, Change, Command, Delta, Entry, HubEpoch, Namespace, Precondition, Rejection, Revision, Route, RouteSpec,
+    State, Table, Written,
 };
 use proptest::prelude::*;
 
@@ -373,5 +373,68 @@ proptest! {
             prop_assert_eq!(earlier.digest(), state.table.digest());
         }
         prop_assert_eq!(state.history.since(state.table.revision().next(), &state.table), None);
+    }
+}
+
+/// What a hub does, as its call arrives: perhaps late, perhaps for the second time.
+#[derive(Clone, Debug)]
+enum HubCall {
+    /// This process opens the namespace.
+    Open(usize, u8),
+    /// Somebody writes with the epoch that this process was given, or would have been.
+    Write(usize, u8),
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    /// The model is a list of all hubs that ever opened a namespace: the last one has it, and nobody comes back.
+    #[test]
+    fn only_the_last_hub_of_a_namespace_writes_and_none_comes_back(
+        calls in prop::collection::vec(
+            (prop::bool::ANY, 0usize..2, 0u8..12).prop_map(|(opens, namespace, hub)| match opens {
+                true => HubCall::Open(namespace, hub),
+                false => HubCall::Write(namespace, hub),
+            }),
+            1..80,
+        ),
+        snapshot_at in 0usize..80,
+    ) {
+        let mut state = State::default();
+        let mut opened: [Vec<u8>; 2] = Default::default();
+        for (number, call) in calls.iter().enumerate() {
+            if number == snapshot_at {
+                state = over_a_snapshot(&state);
+            }
+            let (HubCall::Open(at, hub) | HubCall::Write(at, hub)) = *call;
+            let namespace = Namespace::parse(NAMESPACES[at]).unwrap();
+            let place = opened[at].iter().position(|earlier| *earlier == hub);
+            let epoch = HubEpoch(place.unwrap_or(opened[at].len()) as u64 + 1);
+            let newest = HubEpoch(opened[at].len() as u64);
+            let fenced = || Rejection::Fenced { namespace: namespace.clone(), newest, found: epoch };
+            match call {
+                HubCall::Open(..) => {
+                    let expected = match place {
+                        Some(place) if place + 1 < opened[at].len() => Err(fenced()),
+                        Some(_) => Ok(epoch),
+                        None => {
+                            opened[at].push(hub);
+                            Ok(epoch)
+                        }
+                    };
+                    prop_assert_eq!(state.open_hub(&namespace, [hub; 16]), expected, "call {}: {:?}", number, call);
+                }
+                HubCall::Write(..) => {
+                    let batch = Batch::put(route(at, number as u16 + 1, at)).by_hub(epoch);
+                    let written = state.apply(number as u64 + 1, &Command { batch, session: None }).result;
+                    let expected = match place {
+                        Some(place) if place + 1 == opened[at].len() => Ok(()),
+                        Some(_) => Err(fenced()),
+                        None => Err(Rejection::HubUnknown { namespace: namespace.clone(), found: epoch }),
+                    };
+                    prop_assert_eq!(written.map(drop), expected, "call {}: {:?}", number, call);
+                }
+            }
+        }
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use holdfast_client::{Endpoints, Subscriber, SubscriberConfig};
 use holdfast_table::Digest;
+use holdfast_table::fence::PREDECESSORS_MAX;
 use holdfast_wire::errors::Reason;
 use holdfast_wire::proto;
 use holdfast_wire::proto::cluster_client::ClusterClient;
@@ -34,6 +35,8 @@ const KEYS: [&str; 7] = [
 ];
 /// One attempt of a call takes no longer than this.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// The copy of a hub's call comes at most so many hubs too late: well below as many as are remembered.
+const LATE_BY: u64 = PREDECESSORS_MAX as u64 / 2;
 /// And every third one no longer than this: so answers are lost often, and nobody waits long for a leader that is none.
 const IMPATIENCE_MS: std::ops::Range<u64> = 5..300;
 
@@ -165,23 +168,32 @@ impl Calls {
         }
     }
 
-    /// Asks until it is the hub, and returns its epoch.
-    async fn open(&mut self) -> u64 {
+    /// Asks until it is the hub, or was; returns its id and its epoch, 0 if another one has taken over already.
+    async fn open(&mut self) -> ([u8; 16], u64) {
         let hub: [u8; 16] = self.rng.random();
-        let call = self.world.history.borrow_mut().begin(&self.who, Ask::Open);
-        loop {
+        (hub, self.open_as(hub, Ask::Open).await)
+    }
+
+    async fn open_as(&mut self, hub: [u8; 16], ask: Ask) -> u64 {
+        let call = self.world.history.borrow_mut().begin(&self.who, ask);
+        let told = loop {
             let request = self.request(proto::OpenHubRequest {
                 hub: hub.to_vec().into(),
                 ..Default::default()
             });
             let mut client = self.someone();
-            if let Ok(Ok(opened)) = timeout(self.patience(), client.open_hub(request)).await {
-                let epoch = opened.into_inner().hub_epoch;
-                self.world.history.borrow_mut().end(call, Told::Opened(epoch));
-                return epoch;
+            match timeout(self.patience(), client.open_hub(request)).await {
+                Ok(Ok(opened)) => break Told::Opened(opened.into_inner().hub_epoch),
+                Ok(Err(status)) if Reason::from_status(&status) == Some(Reason::Fenced) => break Told::Fenced,
+                _ => {}
             }
             self.failed();
             self.pause(100).await;
+        };
+        self.world.history.borrow_mut().end(call, told.clone());
+        match told {
+            Told::Opened(epoch) => epoch,
+            _ => 0,
         }
     }
 }
@@ -205,9 +217,20 @@ pub async fn writer(world: Rc<World>, number: usize) -> turmoil::Result {
     let session: [u8; 16] = calls.rng.random();
     let mut known: BTreeMap<String, u64> = BTreeMap::new();
     let (mut sequence, mut hub) = (0, 0);
+    let mut last_hub = None;
     while world.phase.get() == Phase::Faults {
         if calls.rng.random_range(0..60) == 0 {
-            hub = calls.open().await;
+            let (id, epoch) = calls.open().await;
+            last_hub = (epoch > 0).then_some((id, epoch));
+            hub = epoch;
+        }
+        if calls.rng.random_range(0..60) == 0
+            && let Some((id, epoch)) = last_hub
+        {
+            let hubs = world.history.borrow().hubs_asked();
+            if hubs < epoch + LATE_BY {
+                calls.open_as(id, Ask::OpenAgain(epoch)).await;
+            }
         }
         sequence += 1;
         let value = || format!("{who}-{sequence}");

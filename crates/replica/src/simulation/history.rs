@@ -26,6 +26,8 @@ pub enum Ask {
     },
     /// To be the hub that writes, and the only one.
     Open,
+    /// The same once more, from the hub that was given this epoch: a copy that comes late.
+    OpenAgain(u64),
     /// One key.
     Get(String),
     /// Everything.
@@ -103,6 +105,8 @@ pub struct Counts {
     pub fenced: u64,
     /// Hubs that took over.
     pub hubs: u64,
+    /// Of them, those whose call came once more.
+    pub late_hubs: u64,
     /// Reads answered.
     pub reads: u64,
     /// Tables compared.
@@ -144,6 +148,11 @@ impl History {
     pub fn saw(&mut self, sight: Sight) {
         self.tick(format!("{} {} {}", sight.who, sight.revision, sight.digest));
         self.sights.push(sight);
+    }
+
+    /// How many hubs have asked to be the one that writes.
+    pub fn hubs_asked(&self) -> u64 {
+        self.calls.iter().filter(|call| matches!(call.ask, Ask::Open)).count() as u64
     }
 
     /// The same for the same run.
@@ -193,7 +202,7 @@ impl History {
                         ));
                     }
                 }
-                None if matches!(call.ask, Ask::Write { .. } | Ask::Open) => {
+                None if matches!(call.ask, Ask::Write { .. } | Ask::Open | Ask::OpenAgain(_)) => {
                     wrong.push(format!("stuck: never decided after all faults had ended: {call:?}"));
                 }
                 _ => {}
@@ -261,7 +270,7 @@ impl History {
         }
     }
 
-    /// The hub that took over last is the only one that writes.
+    /// The hub that took over last is the only one that writes, and it took over once.
     fn check_fence(&self, wrong: &mut Vec<String>) {
         let opens: Vec<(&Call, Option<(u64, u64)>)> = self
             .calls
@@ -285,21 +294,34 @@ impl History {
                 ));
             }
         }
+        // Whoever was fenced before it heard its epoch was given one all the same.
+        let given = opened().map(|(.., epoch)| epoch).max().unwrap_or(0);
+        if given > self.hubs_asked() {
+            wrong.push(format!(
+                "hub epoch {given} was given, although only {} hubs have asked",
+                opens.len()
+            ));
+        }
         for call in &self.calls {
-            let (Ask::Write { hub: hub @ 1.., .. }, Some((ended, told))) = (&call.ask, &call.ended) else {
-                continue;
+            let Some((ended, told)) = &call.ended else { continue };
+            // When another hub had taken over before this began, and when one may have before it ended.
+            let had = |hub: u64| opened().any(|(_, at, epoch)| at < call.began && epoch > hub);
+            let may_have = |hub: u64| {
+                let mut others = opens.iter().filter(|(open, _)| open.began < *ended);
+                others.any(|(_, end)| end.is_none_or(|(_, epoch)| epoch > hub))
             };
-            let mut before = opened().filter(|(_, at, epoch)| *at < call.began && epoch > hub);
-            if *told != Told::Fenced
-                && let Some((_, _, epoch)) = before.next()
-            {
-                wrong.push(format!(
-                    "not fenced, although hub epoch {epoch} was given away: {call:?}"
-                ));
-            }
-            let mut others = opens.iter().filter(|(open, _)| open.began < *ended);
-            if *told == Told::Fenced && !others.any(|(_, end)| end.is_none_or(|(_, epoch)| epoch > *hub)) {
-                wrong.push(format!("fenced although nobody has taken over: {call:?}"));
+            match (&call.ask, told) {
+                (Ask::Write { hub: hub @ 1.., .. } | Ask::OpenAgain(hub), Told::Fenced) if !may_have(*hub) => {
+                    wrong.push(format!("fenced although nobody has taken over: {call:?}"));
+                }
+                (_, Told::Fenced) => {}
+                (Ask::Write { hub: hub @ 1.., .. } | Ask::OpenAgain(hub), _) if had(*hub) => {
+                    wrong.push(format!("not fenced, although another hub had taken over: {call:?}"));
+                }
+                (Ask::OpenAgain(hub), Told::Opened(epoch)) if hub != epoch => {
+                    wrong.push(format!("one hub was given two epochs: {call:?}"));
+                }
+                _ => {}
             }
         }
     }
@@ -334,7 +356,8 @@ impl History {
                 counts.writes += 1;
                 counts.fenced += 1;
             }
-            (Ask::Open, Told::Opened(_)) => counts.hubs += 1,
+            (Ask::Open, Told::Opened(_) | Told::Fenced) => counts.hubs += 1,
+            (Ask::OpenAgain(_), Told::Opened(_) | Told::Fenced) => counts.late_hubs += 1,
             (Ask::Get(key), Told::Got(value, revision)) => {
                 counts.reads += 1;
                 let expected = past.get(*revision as usize).map(|content| content.get(key));
@@ -517,6 +540,24 @@ mod tests {
         assert_eq!(problems(&fenced), "");
         hub_writes(&mut fenced, written());
         assert!(problems(&fenced).contains("not fenced"), "{}", problems(&fenced));
+
+        let again = |history: &mut History, hub, told| {
+            let call = history.begin("h", Ask::OpenAgain(hub));
+            history.end(call, told);
+        };
+        let mut late = History::default();
+        open(&mut late, 1);
+        again(&mut late, 1, Told::Opened(1));
+        open(&mut late, 2);
+        again(&mut late, 1, Told::Fenced);
+        assert_eq!(problems(&late), "");
+        again(&mut late, 1, Told::Opened(3));
+        assert!(problems(&late).contains("had taken over"), "{}", problems(&late));
+
+        let mut copied = History::default();
+        open(&mut copied, 1);
+        open(&mut copied, 3);
+        assert!(problems(&copied).contains("only 2 hubs"), "{}", problems(&copied));
 
         let mut alone = History::default();
         open(&mut alone, 1);

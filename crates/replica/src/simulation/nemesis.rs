@@ -52,6 +52,7 @@ impl Report {
             ("refused", counts.refused),
             ("fenced", counts.fenced),
             ("hubs", counts.hubs),
+            ("late hubs", counts.late_hubs),
             ("reads", counts.reads),
             ("retries", self.retries),
             ("stream events", self.frames),

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use holdfast_table::{Command, Delta, State};
+use holdfast_table::{Command, Delta, Hub, Hubs, State};
 
 /// What is done wrongly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,11 +25,13 @@ pub enum Bug {
     BackInTime,
     /// A replica comes back with an empty disk under its old id.
     ReusedNodeId,
+    /// A late copy of what an earlier hub asked for takes the namespace from the newest one.
+    HubComesBack,
 }
 
 impl Bug {
     /// Every one.
-    pub const ALL: [Bug; 9] = [
+    pub const ALL: [Bug; 10] = [
         Bug::AcknowledgesBeforeSync,
         Bug::VoteNotSynced,
         Bug::LeaseRead,
@@ -39,6 +41,7 @@ impl Bug {
         Bug::SkipsDelta,
         Bug::BackInTime,
         Bug::ReusedNodeId,
+        Bug::HubComesBack,
     ];
 
     /// By its name.
@@ -72,6 +75,20 @@ pub fn as_if_new(state: &State, command: Command) -> Command {
             ..command
         },
         false => command,
+    }
+}
+
+/// Forgets who had a namespace before.
+pub fn forget_hubs(state: &mut State) {
+    if planted(Bug::HubComesBack) {
+        let hubs = state.hubs.iter().map(|(namespace, hub)| {
+            let hub = Hub {
+                predecessors: Vec::new(),
+                ..hub.clone()
+            };
+            (namespace.clone(), hub)
+        });
+        state.hubs = Hubs::new(hubs);
     }
 }
 

@@ -215,14 +215,19 @@ fn hub_out((namespace, hub): (&Namespace, &Hub)) -> proto::Hub {
         namespace: namespace.as_str().to_owned(),
         hub_epoch: hub.epoch.0,
         id: hub.id.to_vec().into(),
+        predecessors: hub.predecessors.iter().map(|id| id.to_vec().into()).collect(),
     }
 }
 
 fn hub_in(hub: &proto::Hub) -> io::Result<(Namespace, Hub)> {
     let namespace = Namespace::parse(&hub.namespace).map_err(|error| corrupt(error.to_string()))?;
-    let id = HubId::try_from(&hub.id[..]).map_err(|_| corrupt("a hub id that is not 16 bytes"))?;
-    let epoch = HubEpoch(hub.hub_epoch);
-    Ok((namespace, Hub { epoch, id }))
+    let id_in = |id: &[u8]| HubId::try_from(id).map_err(|_| corrupt("a hub id that is not 16 bytes"));
+    let hub = Hub {
+        epoch: HubEpoch(hub.hub_epoch),
+        id: id_in(&hub.id)?,
+        predecessors: hub.predecessors.iter().map(|id| id_in(id)).collect::<Result<_, _>>()?,
+    };
+    Ok((namespace, hub))
 }
 
 pub fn tombstone_out(routespec: &str, revision: Revision) -> proto::Tombstone {
@@ -289,6 +294,7 @@ mod tests {
     fn state(routes: usize) -> State {
         let mut state = State::default();
         state.open_hub(&Namespace::default(), [7; 16]).unwrap();
+        state.open_hub(&Namespace::default(), [8; 16]).unwrap();
         for n in 0..routes {
             let route = Route::parse(&format!("/user/{n}/"), "http://10.0.0.1:1", r#"{"user":"x"}"#, "").unwrap();
             let session = Some(([(n % 7) as u8; 16], n as u64 / 7 + 1));
