@@ -125,9 +125,11 @@ class Hub:
 
     def routes(self):
         """Every route. The hub's API gives them in pages."""
-        routes = {}
-        while page := self.api("GET", f"/proxy?offset={len(routes)}&limit=200"):
+        routes, offset = {}, 0
+        while page := self.api("GET", f"/proxy?offset={offset}&limit=200"):
             routes |= page
+            # Not how many routes there are so far: a page begins with old ones when there are new ones before it.
+            offset += len(page)
         return routes
 
     def start_server(self, user, name=""):
