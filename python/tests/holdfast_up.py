@@ -1,6 +1,5 @@
 """The real binary: `holdfast up` as a process of the test's own."""
 
-import asyncio
 import json
 import os
 import shutil
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 
 from ports import free_ports
+from waiting import eventually
 
 from jupyterhub_holdfast import RouteClient
 
@@ -55,20 +55,31 @@ class HoldfastUp:
         """Of a replica (`r0`) or proxy (`p0`), as of now: a restarted one has another. None while it does not run."""
         return json.loads((self.data_dir / "up.json").read_text())["children"].get(name)
 
+    async def restarted(self, name, pid):
+        """Returns when the child that had `pid` runs under another one."""
+        await eventually(lambda: self.child_pid(name) not in (None, pid), f"{name} is started again")
+
     async def leader(self):
         """The leader's name. The first answer of some replica that knows one decides."""
         client = RouteClient(self.endpoints)
-        while not (status := await client.status()).leader_id:
-            await asyncio.sleep(0.05)
+
+        async def leader():
+            status = await client.status()
+            return next((member.name for member in status.members if member.node_id == status.leader_id), None)
+
+        name = await eventually(leader, "a replica leads")
         await client.close()
-        return next(member.name for member in status.members if member.node_id == status.leader_id)
+        return name
 
     async def all_ready(self):
         """Returns when every replica says that it has caught up."""
         for endpoint in self.endpoints:
             client = RouteClient([endpoint])
-            while not (await client.status()).ready:
-                await asyncio.sleep(0.05)
+
+            async def ready(client=client):
+                return (await client.status()).ready
+
+            await eventually(ready, f"the replica at {endpoint} is ready")
             await client.close()
 
     def __enter__(self):

@@ -38,7 +38,8 @@ class Processes:
             "name": "p0",
             "data-dir": directory / "p0",
             "endpoints": f"127.0.0.1:{client}",
-            "listen": f"127.0.0.1:{self.public_port}",
+            "ip": "127.0.0.1",
+            "port": self.public_port,
             "listen-admin": f"127.0.0.1:{proxy_admin}",
         }
         self.settings = {"replica": replica, "proxy": proxy}
@@ -49,8 +50,13 @@ class Processes:
             flags = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
             with (self.directory / f"{role}.log").open("w") as log:
                 self.running.append(subprocess.Popen([find_holdfast(), role, *flags], stdout=log, stderr=log))
-        until(lambda: fetch(f"{self.admin_url}/readyz").status == 200, 30, "the proxy is ready")
+        until(self._is_ready, 30, "the proxy is ready")
         return self
+
+    def _is_ready(self):
+        for role, process in zip(self.settings, self.running, strict=True):
+            assert process.poll() is None, (self.directory / f"{role}.log").read_text()
+        return fetch(f"{self.admin_url}/readyz").status == 200
 
     def __exit__(self, *_):
         for process in reversed(self.running):

@@ -16,6 +16,7 @@ from ports import free_port, free_ports
 from prometheus_client import REGISTRY
 from traitlets import TraitError
 from traitlets.config import Config
+from waiting import eventually
 
 from jupyterhub_holdfast import HoldfastProxy, Rejected, RouteClient, Unavailable
 from jupyterhub_holdfast.changes import Delete
@@ -340,9 +341,7 @@ class TestChecks:
 
         monkeypatch.setattr(proxy.client, "write_each", held)
         check = asyncio.ensure_future(self.check(proxy))
-        async with within(10):
-            while not proxy._under_check:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: proxy._under_check, "the check has begun to write", 10)
         # The same route again: its revision stays what the check has seen.
         alice = asyncio.ensure_future(proxy.add_route("/user/alice/", TARGET, {"user": "alice", "server_name": ""}))
         bob = asyncio.ensure_future(proxy.delete_route("/user/bob/"))
@@ -420,10 +419,8 @@ class TestChecks:
             await self.check(proxy)
             assert await revision(proxy) == before + 1
             assert len(await proxy.get_all_routes()) == 201
-            async with within(60):
-                while cluster.child_pid(leader) in (None, pid):
-                    await asyncio.sleep(0.05)
-                await cluster.all_ready()
+            await cluster.restarted(leader, pid)
+            await cluster.all_ready()
 
     async def test_ten_thousand_users(self, proxy, hub, capsys):
         for n in range(10_000):
@@ -498,12 +495,15 @@ async def test_no_write_fails_while_replicas_are_killed_one_after_the_other(make
         before = len(written)
         pid = cluster.child_pid(name)
         os.kill(pid, signal.SIGKILL)
-        async with within(60):
-            # The next one dies when this one is back: two of three are needed.
-            while cluster.child_pid(name) in (None, pid) or len(written) < before + 20:
-                assert not any(writer.done() for writer in writers), [w.exception() for w in writers if w.done()]
-                await asyncio.sleep(0.05)
-            await cluster.all_ready()
+
+        def goes_on(enough=before + 20):
+            assert not any(writer.done() for writer in writers), [w.exception() for w in writers if w.done()]
+            return len(written) >= enough
+
+        # The next one dies when this one is back: two of three are needed.
+        await eventually(goes_on, "20 more routes are written")
+        await cluster.restarted(name, pid)
+        await cluster.all_ready()
     stop.set()
     await asyncio.gather(*writers)
     assert set(await proxy.get_all_routes()) == set(written)
@@ -525,10 +525,9 @@ async def test_no_call_fails_and_no_table_is_empty_while_every_replica_is_dead(m
     assert "/before/" in routes
     assert route["target"] == TARGET
     assert set(await proxy.get_all_routes()) == {"/before/", "/after/"}
-    async with within(60):
-        while any(cluster.child_pid(name) in (None, pid) for name, pid in pids.items()):
-            await asyncio.sleep(0.05)
-        await cluster.all_ready()
+    for name, pid in pids.items():
+        await cluster.restarted(name, pid)
+    await cluster.all_ready()
 
 
 async def test_a_leader_that_hangs_delays_a_write_and_fails_none(make_proxy, cluster):
@@ -662,17 +661,3 @@ async def revision(proxy):
 
 def sample(name):
     return REGISTRY.get_sample_value(f"{name}_count")
-
-
-class within:
-    """`asyncio.timeout`, which Python 3.10 does not have."""
-
-    def __init__(self, seconds):
-        self._seconds = seconds
-
-    async def __aenter__(self):
-        task = asyncio.current_task()
-        self._handle = asyncio.get_running_loop().call_later(self._seconds, task.cancel)
-
-    async def __aexit__(self, *_):
-        self._handle.cancel()

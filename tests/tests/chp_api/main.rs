@@ -35,6 +35,11 @@ async fn ask(api: &str, method: Method, path: &str, body: impl Into<Bytes>) -> R
     send(api, request, body.into()).await
 }
 
+async fn specs(cluster: &Cluster) -> Result<Vec<String>> {
+    let routes = cluster.routes("default").await?;
+    Ok(routes.iter().map(|route| route.spec.to_string()).collect())
+}
+
 fn text(answer: &Answer) -> String {
     String::from_utf8_lossy(&answer.body).into_owned()
 }
@@ -142,13 +147,18 @@ async fn every_request_is_answered_as_chp_answers_it() -> Result<()> {
         ensure!(one.json()? == zoe, "{}", text(&one));
     }
     // In the hub's own spelling, which a hub that comes by gRPC compares with its own.
-    let specs: Vec<_> = cluster
-        .routes("default")
-        .await?
-        .iter()
-        .map(|route| route.spec.to_string())
-        .collect();
+    let specs = specs(&cluster).await?;
     ensure!(specs == ["/", "/u/v/", "/user/zo%C3%AB/"], "{specs:?}");
+
+    // Values are what somebody wrote, byte for byte.
+    let odd = r#"{"target":"http://10.0.0.7:1","big":1e999,"exact":0.10}"#;
+    ensure!(ask(api, Method::POST, "/api/routes/odd", odd).await?.status == 201);
+    let found = text(&ask(api, Method::GET, "/api/routes/odd", "").await?);
+    ensure!(
+        found == r#"{"big":1e999,"exact":0.10,"target":"http://10.0.0.7:1"}"#,
+        "{found}"
+    );
+    ensure!(ask(api, Method::DELETE, "/api/routes/odd", "").await?.status == 204);
 
     for path in ["/api/routes/user/zo%C3%AB", "/api/routes", "/api/routes/u/v/"] {
         ensure!(ask(api, Method::DELETE, path, "").await?.status == 204, "{path}");
@@ -201,12 +211,7 @@ async fn the_first_segment_is_a_host_where_hosts_are_routed() -> Result<()> {
             "{path}"
         );
     }
-    let specs: Vec<_> = cluster
-        .routes("default")
-        .await?
-        .iter()
-        .map(|route| route.spec.to_string())
-        .collect();
+    let specs = specs(&cluster).await?;
     ensure!(specs == ["/", "alice.hub.example.org/user/alice/"], "{specs:?}");
     let all = ask(&apis[1], Method::GET, "/api/routes", "").await?.json()?;
     let host = &all["/alice.hub.example.org/user/alice"]["host"];
@@ -240,8 +245,7 @@ async fn a_hub_that_tries_again_gets_through_the_loss_of_the_leader_and_no_table
             .and_then(|routes| routes.as_object().map(|routes| routes.len()));
         ensure!(routes == Some(user + 1) || listed.status >= 500, "{listed:?}");
     }
-    cluster.keep_quiet();
-    Ok(())
+    cluster.finish().await
 }
 
 #[tokio::test]

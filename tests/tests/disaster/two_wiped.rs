@@ -8,7 +8,6 @@ use holdfast_client::{Endpoints, RouteWriter, WriterOptions};
 use holdfast_tests::fixture::cluster::{SOON, hex};
 use holdfast_tests::fixture::{run, stays, until};
 use holdfast_tests::writes::{WriteLoad, check};
-use holdfast_wire::proto::Role;
 
 use crate::manual::{self, DATA_DIR, PEERS};
 use crate::{Scene, proxy_epoch, text};
@@ -48,17 +47,9 @@ async fn p5_two_wiped_replicas_form_no_cluster_and_the_manual_brings_back_what_t
 
     // They are nobody, and nobody leads.
     let cluster = &scene.cluster;
-    until("r1 and r2 wait", SOON, async || {
-        for replica in &cluster.replicas[1..] {
-            let status = replica.status().await?;
-            ensure!(
-                status.role() == Role::Pristine && !status.waiting_for.is_empty(),
-                "{status:?}"
-            );
-        }
-        Ok(())
-    })
-    .await?;
+    for replica in &cluster.replicas[1..] {
+        replica.waits().await?;
+    }
     let survivor = cluster.replicas[SURVIVOR].status().await?;
     stays("no cluster is formed", LONG, async || {
         for replica in &cluster.replicas[1..] {

@@ -6,7 +6,6 @@ use anyhow::{Result, ensure};
 use holdfast_tests::fixture::cluster::SOON;
 use holdfast_tests::fixture::{Cluster, until};
 use holdfast_tests::writes::WriteLoad;
-use holdfast_wire::proto::Role;
 
 use crate::{ask, members, roles, voters};
 
@@ -94,16 +93,7 @@ async fn a_replica_is_replaced_by_hand_where_nothing_happens_by_itself() -> Resu
         cluster.replicas[*at].process.start()?;
     }
     for at in &victims {
-        let replica = &cluster.replicas[*at];
-        until(format!("r{at} waits"), SOON, async || {
-            let status = replica.status().await?;
-            ensure!(
-                status.role() == Role::Pristine && !status.waiting_for.is_empty(),
-                "{status:?}"
-            );
-            Ok(())
-        })
-        .await?;
+        cluster.replicas[*at].waits().await?;
     }
     for at in &victims {
         let name = format!("r{at}");

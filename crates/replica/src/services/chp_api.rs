@@ -5,13 +5,14 @@
 //! path) is answered. And a path is stored in the spelling that a hub gives it, so that the same hub finds its routes by
 //! gRPC too.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, Bytes, to_bytes};
+use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -20,7 +21,8 @@ use holdfast_table::{Entry, Namespace, RouteSpec};
 use holdfast_wire::proto;
 use holdfast_wire::proto::routes_server::Routes as _;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
-use serde_json::{Map, Value};
+use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
@@ -42,8 +44,11 @@ const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'.')
     .remove(b'-');
-/// Its presence says that a route is the hub's. All of the namespace are, so it is kept only where it is absent.
+/// Its presence says that a route is the hub's. All of the namespace are, so only its absence is kept, as `null`.
 const HUBS_MARK: &str = "jupyterhub";
+
+/// A JSON object whose values are the text that somebody wrote: no number is rounded on its way.
+type Object = BTreeMap<String, Box<RawValue>>;
 
 /// What this API is told.
 #[derive(Clone, Debug)]
@@ -138,6 +143,12 @@ impl From<Status> for Refusal {
     }
 }
 
+impl From<serde_json::Error> for Refusal {
+    fn from(error: serde_json::Error) -> Self {
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+    }
+}
+
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let Refusal(status, message) = self;
@@ -175,17 +186,15 @@ impl ChpApi {
         }
         let position = self.read().await?;
         let entries = position.state.table.iter().filter(|entry| self.is_ours(entry));
-        let routes: Map<_, _> = entries
-            .map(|entry| (chp_path(&entry.route.spec), object(entry).into()))
-            .collect();
-        Ok(json(&routes))
+        let routes = entries.map(|entry| Ok((chp_path(&entry.route.spec), object(entry)?)));
+        json(&routes.collect::<Result<BTreeMap<_, _>, Refusal>>()?)
     }
 
     async fn get(&self, path: &str) -> Result<Response, Refusal> {
         let spec = self.spec(path)?;
         let position = self.read().await?;
         let entry = position.state.table.get(spec.key()).filter(|entry| self.is_ours(entry));
-        Ok(json(&object(entry.ok_or_else(missing)?)))
+        json(&object(entry.ok_or_else(missing)?)?)
     }
 
     async fn post(&self, path: &str, body: Body) -> Result<Response, Refusal> {
@@ -194,30 +203,30 @@ impl ChpApi {
             Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, message)
         })?;
         let refuse = |message: String| Refusal::new(StatusCode::BAD_REQUEST, message);
-        let body: Value =
+        let body: &RawValue =
             serde_json::from_slice(&body).map_err(|error| refuse(format!("Body not valid JSON: {error}")))?;
-        let no_target = || refuse("Must specify 'target' as string".to_owned());
-        let Value::Object(mut data) = body else {
-            return Err(no_target());
-        };
-        let Some(Value::String(target)) = data.remove("target") else {
-            return Err(no_target());
+        let data: Option<Object> = serde_json::from_str(body.get()).ok();
+        let target = data.as_ref().and_then(|data| data.get("target"));
+        let target = target.and_then(|target| serde_json::from_str::<String>(target.get()).ok());
+        let (Some(mut data), Some(target)) = (data, target) else {
+            return Err(refuse("Must specify 'target' as string".to_owned()));
         };
         let spec = self.spec(path)?;
+        data.remove("target");
         // Ours to say.
         data.remove("last_activity");
         if let Some((host, _)) = spec.as_str().split_once('/').filter(|(host, _)| !host.is_empty()) {
-            data.insert("host".into(), host.into());
+            data.insert("host".into(), to_raw_value(host)?);
         }
-        match data.remove(HUBS_MARK) {
-            None => drop(data.insert(HUBS_MARK.into(), Value::Null)),
-            Some(Value::Bool(true) | Value::Null) => {}
-            Some(other) => drop(data.insert(HUBS_MARK.into(), other)),
+        match data.get(HUBS_MARK).map(|mark| mark.get()) {
+            None => drop(data.insert(HUBS_MARK.into(), to_raw_value(&())?)),
+            Some("true" | "null") => drop(data.remove(HUBS_MARK)),
+            Some(_) => {}
         }
         let put = proto::Route {
             routespec: spec.as_str().to_owned(),
             target,
-            data: Value::Object(data).to_string(),
+            data: serde_json::to_string(&data)?,
             ..Default::default()
         };
         self.write(proto::change::Change::Put(put)).await?;
@@ -291,21 +300,26 @@ fn chp_path(spec: &RouteSpec) -> String {
 }
 
 /// As CHP shows a route: its data, with the target among it.
-fn object(entry: &Entry) -> Map<String, Value> {
-    // Only objects are let in.
-    let mut object: Map<String, Value> = serde_json::from_str(entry.route.data.as_str()).unwrap_or_default();
-    object.insert("target".into(), entry.route.target.as_str().into());
-    match object.get(HUBS_MARK) {
-        None => drop(object.insert(HUBS_MARK.into(), true.into())),
-        Some(Value::Null) => drop(object.remove(HUBS_MARK)),
+fn object(entry: &Entry) -> Result<Object, Refusal> {
+    let route = &entry.route;
+    let mut object: Object = serde_json::from_str(route.data.as_str()).map_err(|error| {
+        Refusal::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("data of {}: {error}", route.spec),
+        )
+    })?;
+    object.insert("target".into(), to_raw_value(route.target.as_str())?);
+    match object.get(HUBS_MARK).map(|mark| mark.get()) {
+        None => drop(object.insert(HUBS_MARK.into(), to_raw_value(&true)?)),
+        Some("null") => drop(object.remove(HUBS_MARK)),
         Some(_) => {}
     }
-    object
+    Ok(object)
 }
 
-fn json(object: &Map<String, Value>) -> Response {
-    let body = serde_json::to_vec(object).unwrap_or_default();
-    ([(header::CONTENT_TYPE, "application/json")], Bytes::from(body)).into_response()
+fn json(answer: &impl Serialize) -> Result<Response, Refusal> {
+    let body = serde_json::to_vec(answer)?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
 #[cfg(test)]
