@@ -218,7 +218,11 @@ class TestManyServers:
             def log_message(self, *_):
                 pass
 
-        with ThreadingHTTPServer(("127.0.0.1", 0), EchoPath) as server:
+        class Server(ThreadingHTTPServer):
+            # A hub that starts looks at all of its servers at once.
+            request_queue_size = 256
+
+        with Server(("127.0.0.1", 0), EchoPath) as server:
             thread = threading.Thread(target=server.serve_forever)
             thread.start()
             yield f"http://127.0.0.1:{server.server_port}"
@@ -233,6 +237,8 @@ class TestManyServers:
             "c.HoldfastProxy.extra_routes = {'/extra': 'http://127.0.0.1:1'}",
             "c.JupyterHub.cleanup_servers = False",
             "c.JupyterHub.log_level = 'INFO'",
+            # Until a server has been looked at, the hub refuses to stop it.
+            "c.JupyterHub.init_spawners_timeout = 60",
             SHARED_SERVER.format(target=target),
         ]
         with Hub(tmp_path / "hub", up.public_port, settings) as hub:
