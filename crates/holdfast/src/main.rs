@@ -10,7 +10,7 @@ mod supervise;
 
 use std::process::ExitCode;
 
-use holdfast_replica::{EXIT_DISK_FAILED, RunError};
+use holdfast_replica::{BuildError, EXIT_DISK_FAILED, RunError};
 
 use crate::config::Mistakes;
 
@@ -33,10 +33,9 @@ fn main() -> ExitCode {
             }
             None => {
                 output::complain(&format!("holdfast: {error:#}"));
-                match error.downcast_ref::<RunError>() {
-                    Some(RunError::Disk(_)) => ExitCode::from(EXIT_DISK_FAILED),
-                    _ => ExitCode::from(FAILED),
-                }
+                let of_disk = error.downcast_ref().is_some_and(BuildError::is_of_disk)
+                    || error.downcast_ref().is_some_and(RunError::is_of_disk);
+                ExitCode::from(if of_disk { EXIT_DISK_FAILED } else { FAILED })
             }
         },
     }

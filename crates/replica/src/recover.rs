@@ -210,12 +210,8 @@ impl Survivor {
         if identity.node_id == 0 {
             return Err(no_member());
         }
-        let damaged = |error: io::Error| OpenError::Damaged {
-            path: data_dir.to_owned(),
-            problem: error.to_string(),
-        };
         let applied = Position::stored(&store)?;
-        let promises = log::promises(&store).map_err(damaged)?;
+        let promises = log::promises(&store).map_err(|error| store.failed("log", &error))?;
         let mut survivor = Survivor {
             committed: Reached::default(),
             whole: Reached {

@@ -61,14 +61,13 @@ pub enum BuildError {
         /// The system's word.
         source: std::io::Error,
     },
-    /// The log or the consensus did not start.
-    #[error("data-dir {data_dir:?}: the log cannot be used")]
-    Log {
-        /// The directory.
-        data_dir: std::path::PathBuf,
-        /// What happened.
-        source: std::io::Error,
-    },
+}
+
+impl BuildError {
+    /// True if the process is to end with [`EXIT_DISK_FAILED`](crate::EXIT_DISK_FAILED).
+    pub fn is_of_disk(&self) -> bool {
+        matches!(self, BuildError::Open(OpenError::Disk { .. }))
+    }
 }
 
 /// A replica stopped without being asked to. Its data directory is as good as at a crash: start it again.
@@ -158,6 +157,13 @@ pub enum RunError {
     Threads(#[source] std::io::Error),
 }
 
+impl RunError {
+    /// True if the process is to end with [`EXIT_DISK_FAILED`](crate::EXIT_DISK_FAILED).
+    pub fn is_of_disk(&self) -> bool {
+        matches!(self, RunError::Disk(_) | RunError::Open(OpenError::Disk { .. }))
+    }
+}
+
 /// The consensus and its peers have a thread of their own: a thousand streams on the others delay no heartbeat. More would
 /// only hand the same work to each other.
 struct RaftRuntime(Option<Runtime>);
@@ -243,21 +249,17 @@ impl ReplicaConfig {
             None => None,
         };
         let store = Store::open(&self.data_dir)?;
-        let failed = |source| BuildError::Log {
-            data_dir: self.data_dir.clone(),
-            source,
-        };
-        let disk_sync = probe::sync_time(&self.data_dir).map_err(failed)?;
+        let disk_sync = probe::sync_time(&self.data_dir).map_err(|error| store.failed("probe", &error))?;
         if disk_sync >= probe::SLOW {
             let election_timeout = self.cluster.election_timeout(disk_sync);
             tracing::warn!(sync = ?disk_sync, ?election_timeout, "the disk is slow: every write waits for it");
         }
         let identity = store.identity(&self.name)?;
         let (machine, published) = StateMachine::open(store.clone())?;
-        let log = LogStore::open(store.clone()).map_err(failed)?;
+        let log = LogStore::open(store.clone()).map_err(|error| store.failed("log", &error))?;
         let advertised = match &self.advertise_client {
             Some(address) => address.clone(),
-            None => client.local_addr().map_err(failed)?.to_string(),
+            None => local_address("listen-client", self.listen_client, &client)?,
         };
         let introduction = Introduction::new(&self, identity, advertised);
         let context = Context::new(introduction, store, disk_sync);
@@ -278,6 +280,14 @@ impl ReplicaConfig {
 async fn listen(field: &'static str, address: SocketAddr) -> Result<TcpListener, BuildError> {
     TcpListener::bind(address)
         .await
+        .map_err(|source| BuildError::Listen { field, address, source })
+}
+
+/// Where it listens, its port included.
+fn local_address(field: &'static str, address: SocketAddr, listener: &TcpListener) -> Result<String, BuildError> {
+    let local = listener.local_addr();
+    local
+        .map(|local| local.to_string())
         .map_err(|source| BuildError::Listen { field, address, source })
 }
 

@@ -97,6 +97,29 @@ pub enum OpenError {
         /// What was found.
         problem: String,
     },
+    /// The disk, not what is on it: full, failing, or out of the process's reach. The process ends with
+    /// [`EXIT_DISK_FAILED`].
+    #[error(
+        "data-dir {path:?}: the disk failed ({problem}); nothing that it did not take was acknowledged; give it space or \
+         replace it, and start again"
+    )]
+    Disk {
+        /// The directory.
+        path: PathBuf,
+        /// What was being done, and the system's word.
+        problem: String,
+    },
+}
+
+impl OpenError {
+    /// `part` of the directory in `path` could not be read or written.
+    fn of(path: &Path, part: &str, error: &io::Error) -> Self {
+        let (path, problem) = (path.to_owned(), format!("{part}: {error}"));
+        match error.kind() {
+            io::ErrorKind::InvalidData => OpenError::Damaged { path, problem },
+            _ => OpenError::Disk { path, problem },
+        }
+    }
 }
 
 /// The open disk of one replica. Clones share it.
@@ -124,10 +147,7 @@ impl Store {
         let lock = locked(path, lock)?;
         offline::refuse_interrupted(path)?;
         set_aside(path).map_err(directory)?;
-        let disk = RocksDisk::open(&path.join(DATABASE)).map_err(|problem| OpenError::Damaged {
-            path: path.to_owned(),
-            problem,
-        })?;
+        let disk = RocksDisk::open(&path.join(DATABASE)).map_err(|error| OpenError::of(path, DATABASE, &error))?;
         Ok(Store {
             disk: Arc::new(disk),
             path: path.to_owned(),
@@ -165,11 +185,9 @@ impl Store {
         }
     }
 
-    fn damaged(&self, problem: impl Into<String>) -> OpenError {
-        OpenError::Damaged {
-            path: self.path.clone(),
-            problem: problem.into(),
-        }
+    /// Why `part` of what is stored is of no use.
+    pub(crate) fn failed(&self, part: &str, error: &io::Error) -> OpenError {
+        OpenError::of(&self.path, part, error)
     }
 }
 
@@ -205,6 +223,7 @@ fn locked(path: &Path, lock: File) -> Result<File, OpenError> {
     }
 }
 
+/// Damaged data, as opposed to a disk that fails.
 fn corrupt(problem: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, problem.into())
 }

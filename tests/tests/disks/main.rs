@@ -43,7 +43,8 @@ async fn one_after_the_other(mut cluster: Cluster, disks: &[impl Disk]) -> Resul
         disks[victim].fail()?;
         cluster.replicas[victim].process.start()?;
         let ended = cluster.replicas[victim].process.ended(SOON).await?;
-        ensure!(!ended.success(), "{ended}");
+        let log = cluster.replicas[victim].process.log_tail(20);
+        ensure!(ended.code() == Some(DISK_FAILED), "{ended}\n{log}");
         load.goes_on(10).await?;
 
         disks[victim].mend()?;

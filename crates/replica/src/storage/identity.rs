@@ -5,7 +5,7 @@ use prost::Message as _;
 use uuid::Uuid;
 
 use super::disk::{Batch, Family};
-use super::{FORMAT, OpenError, Store, keys};
+use super::{FORMAT, OpenError, Store, corrupt, keys};
 
 /// Who this replica is, and in which cluster.
 pub type Identity = proto::StoreIdentity;
@@ -44,10 +44,10 @@ impl Store {
         let read = self
             .disk
             .get(Family::Meta, keys::IDENTITY)
-            .map_err(|error| self.damaged(error.to_string()))?;
+            .map_err(|error| self.failed("identity", &error))?;
         let Some(bytes) = read else { return Ok(None) };
         let identity =
-            Identity::decode(&bytes[..]).map_err(|error| self.damaged(format!("identity cannot be read: {error}")))?;
+            Identity::decode(&bytes[..]).map_err(|error| self.failed("identity", &corrupt(error.to_string())))?;
         if identity.format != FORMAT {
             return Err(OpenError::Format {
                 path: self.path.clone(),
@@ -62,7 +62,7 @@ impl Store {
         let mut batch = Batch::default();
         batch.put(Family::Meta, keys::IDENTITY, identity.encode_to_vec());
         let written = self.disk.write(batch).and_then(|()| self.disk.sync());
-        written.map_err(|error| self.damaged(format!("identity cannot be written: {error}")))
+        written.map_err(|error| self.failed("identity", &error))
     }
 }
 

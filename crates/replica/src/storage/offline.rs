@@ -45,10 +45,8 @@ impl Store {
         if !path.join(DATABASE).is_dir() {
             return Err(OpenError::Empty { path: path.to_owned() });
         }
-        let disk = RocksDisk::open_to_read(&path.join(DATABASE), wal).map_err(|problem| OpenError::Damaged {
-            path: path.to_owned(),
-            problem,
-        })?;
+        let disk = RocksDisk::open_to_read(&path.join(DATABASE), wal)
+            .map_err(|error| OpenError::of(path, DATABASE, &error))?;
         Ok(Store {
             disk: Arc::new(disk),
             path: path.to_owned(),

@@ -14,7 +14,7 @@ use rocksdb::{
 use super::disk::{Batch, Change, Disk, Family, Row};
 use super::offline::WalRecovery;
 use super::sync::Syncer;
-use super::wal;
+use super::{corrupt, wal};
 
 const MIB: usize = 1024 * 1024;
 
@@ -34,21 +34,20 @@ impl RocksDisk {
     /// Opens or creates the database in `path`.
     ///
     /// # Errors
-    /// In words: what is damaged. Only an incomplete last record of the write-ahead log, which was never acknowledged,
-    /// is dropped.
-    pub fn open(path: &Path) -> Result<Self, String> {
-        let unreadable = |error: io::Error| format!("{SYNCED}: {error}");
-        fs::create_dir_all(path).map_err(unreadable)?;
+    /// As of every call on the disk: [`InvalidData`](io::ErrorKind::InvalidData) is damage, anything else is a disk that
+    /// fails. Only an incomplete last record of the write-ahead log, which was never acknowledged, is dropped.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        fs::create_dir_all(path)?;
         let synced = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
             .open(path.join(SYNCED))
-            .map_err(unreadable)?;
-        let reached = synced_in(&synced).map_err(unreadable)?;
+            .map_err(of_synced)?;
+        let reached = synced_in(&synced).map_err(of_synced)?;
         wal::check(path, reached)?;
-        let db = DB::open_cf_descriptors(&database_options(), path, families()).map_err(|error| error.to_string())?;
+        let db = DB::open_cf_descriptors(&database_options(), path, families()).map_err(failed)?;
         is_whole(&db, reached)?;
         Ok(RocksDisk {
             db,
@@ -59,8 +58,8 @@ impl RocksDisk {
     /// Opens what is in `path` without ever changing it.
     ///
     /// # Errors
-    /// In words: what is missing or damaged.
-    pub fn open_to_read(path: &Path, recovery: WalRecovery) -> Result<Self, String> {
+    /// As of [`open`](Self::open).
+    pub fn open_to_read(path: &Path, recovery: WalRecovery) -> io::Result<Self> {
         let mut options = database_options();
         options.create_if_missing(false);
         options.create_missing_column_families(false);
@@ -68,7 +67,7 @@ impl RocksDisk {
         match recovery {
             WalRecovery::Strict => {
                 if let Ok(synced) = File::open(path.join(SYNCED)) {
-                    reached = synced_in(&synced).map_err(|error| format!("{SYNCED}: {error}"))?;
+                    reached = synced_in(&synced).map_err(of_synced)?;
                 }
                 wal::check(path, reached)?;
             }
@@ -79,7 +78,7 @@ impl RocksDisk {
             }
         }
         let db = DB::open_cf_descriptors_read_only(&options, path, families(), false);
-        let db = db.map_err(|error| error.to_string())?;
+        let db = db.map_err(failed)?;
         is_whole(&db, reached)?;
         Ok(RocksDisk { db, synced: None })
     }
@@ -93,18 +92,18 @@ impl RocksDisk {
 
 impl Disk for RocksDisk {
     fn get(&self, family: Family, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
-        self.db.get_cf(self.family(family), key).map_err(io::Error::other)
+        self.db.get_cf(self.family(family), key).map_err(failed)
     }
 
     fn scan<'a>(&'a self, family: Family, from: &[u8]) -> Box<dyn Iterator<Item = io::Result<Row>> + 'a> {
         let mode = IteratorMode::From(from, Direction::Forward);
         let rows = self.db.iterator_cf(self.family(family), mode);
-        Box::new(rows.map(|row| row.map_err(io::Error::other)))
+        Box::new(rows.map(|row| row.map_err(failed)))
     }
 
     fn last(&self, family: Family) -> io::Result<Option<Row>> {
         let mut rows = self.db.iterator_cf(self.family(family), IteratorMode::End);
-        rows.next().transpose().map_err(io::Error::other)
+        rows.next().transpose().map_err(failed)
     }
 
     fn write(&self, batch: Batch) -> io::Result<()> {
@@ -117,12 +116,12 @@ impl Disk for RocksDisk {
                 Change::DeleteRange(family, from, to) => writes.delete_range_cf(families[*family as usize], from, to),
             }
         }
-        self.db.write(writes).map_err(io::Error::other)
+        self.db.write(writes).map_err(failed)
     }
 
     fn sync(&self) -> io::Result<()> {
         let reached = self.db.latest_sequence_number();
-        self.db.flush_wal(true).map_err(io::Error::other)?;
+        self.db.flush_wal(true).map_err(failed)?;
         match &self.synced {
             Some(synced) => synced.write_all_at(&synced_out(reached), 0),
             None => Ok(()),
@@ -134,12 +133,25 @@ impl Disk for RocksDisk {
     }
 }
 
+/// RocksDB's word for it. A file that is missing is damage, however healthy the disk.
+fn failed(error: rocksdb::Error) -> io::Error {
+    let missing = error.as_ref().contains("No such file or directory");
+    match error.kind() {
+        rocksdb::ErrorKind::IOError if !missing => io::Error::other(error),
+        _ => corrupt(error.into_string()),
+    }
+}
+
+fn of_synced(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{SYNCED}: {error}"))
+}
+
 /// What was in the log may be in tables by now, which the check of the log does not see.
-fn is_whole(db: &DB, reached: u64) -> Result<(), String> {
+fn is_whole(db: &DB, reached: u64) -> io::Result<()> {
     match db.latest_sequence_number() {
-        last if last < reached => Err(format!(
+        last if last < reached => Err(corrupt(format!(
             "the database ends with write {last}, but write {reached} was on disk"
-        )),
+        ))),
         _ => Ok(()),
     }
 }

@@ -55,10 +55,8 @@ impl Position {
     /// # Errors
     /// [`OpenError::Damaged`]: the rows are not what was written with them.
     pub fn stored(store: &Store) -> Result<Self, OpenError> {
-        match load(store) {
-            Ok(loaded) => Ok(loaded.position),
-            Err(error) => Err(store.damaged(format!("table: {error}"))),
-        }
+        let loaded = load(store).map_err(|error| store.failed("table", &error))?;
+        Ok(loaded.position)
     }
 
     fn join(&mut self, membership: StoredMembership) {
@@ -174,14 +172,14 @@ impl StateMachine {
     /// # Errors
     /// [`OpenError::Damaged`]: the rows are not what was written with them.
     pub fn open(store: Store) -> Result<(Self, Published), OpenError> {
-        let damaged = |error: io::Error| store.damaged(format!("table: {error}"));
+        let failed = |error: io::Error| store.failed("table", &error);
         let Loaded {
             position,
             generation,
             stale,
-        } = load(&store).map_err(damaged)?;
+        } = load(&store).map_err(failed)?;
         // Left from a snapshot that was interrupted, or not yet cleared away after one that was not.
-        store.disk.write(stale).map_err(damaged)?;
+        store.disk.write(stale).map_err(failed)?;
         let (applied, receiver) = watch::channel(position.applied.map_or(0, |log_id| log_id.index));
         let current = Current::new(position);
         let digests = Arc::new(Mutex::new(Digests::default()));

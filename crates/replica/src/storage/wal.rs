@@ -9,6 +9,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::corrupt;
+
 /// Records do not cross the border of a block.
 const BLOCK: usize = 32 * 1024;
 /// Checksum, length and type of a record.
@@ -24,27 +26,28 @@ const LAST: u8 = 4;
 /// Checks every file of the log in `db`, of which everything up to the sequence number `synced` was on disk once.
 ///
 /// # Errors
-/// In words: what is damaged. An end that was never acknowledged is none.
-pub fn check(db: &Path, synced: u64) -> Result<(), String> {
+/// Of kind [`InvalidData`](io::ErrorKind::InvalidData): what is damaged. An end that was never acknowledged is none.
+/// Of any other: the log cannot be read.
+pub fn check(db: &Path, synced: u64) -> io::Result<()> {
     let mut last = None;
-    for file in files(db).map_err(|error| format!("the write-ahead log cannot be read: {error}"))? {
+    for file in files(db)? {
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let bytes = fs::read(&file).map_err(|error| format!("{name}: {error}"))?;
+        let bytes = fs::read(&file).map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))?;
         for write in Writes::of(&bytes) {
-            let (at, write) = write.map_err(|(at, problem)| format!("{name}: {problem} at byte {at}"))?;
+            let (at, write) = write.map_err(|(at, problem)| corrupt(format!("{name}: {problem} at byte {at}")))?;
             if let Some(last) = last.filter(|last| last + 1 != write.first) {
                 let (expected, found) = (last + 1, write.first);
-                return Err(format!(
+                return Err(corrupt(format!(
                     "{name}: a hole before byte {at}: write {expected} was expected, {found} found"
-                ));
+                )));
             }
             last = Some(write.first + write.changes - 1);
         }
     }
     match last {
-        Some(last) if last < synced => Err(format!(
+        Some(last) if last < synced => Err(corrupt(format!(
             "the write-ahead log ends with write {last}, but write {synced} was on disk"
-        )),
+        ))),
         _ => Ok(()),
     }
 }
