@@ -238,6 +238,11 @@ impl Target {
         &self.text[usize::from(self.authority_start)..usize::from(self.authority_end)]
     }
 
+    /// Scheme and authority as written: targets whose origins are the same text are one server.
+    pub fn origin(&self) -> &str {
+        &self.text[..usize::from(self.authority_end)]
+    }
+
     /// The host as written, IPv6 addresses in brackets; `None` for a unix socket.
     pub fn host(&self) -> Option<&str> {
         let authority = self.authority();
@@ -492,7 +497,7 @@ mod tests {
             (target.host(), target.port(), target.path()),
             (Some("[::1]"), Some(443), "/base")
         );
-        assert_eq!(target.query(), Some("q=1"));
+        assert_eq!((target.query(), target.origin()), (Some("q=1"), "https://[::1]"));
         let target = Target::parse("http+unix://%2Frun%2Fa%20b.sock/x").unwrap();
         assert_eq!(
             (target.socket_path().as_deref(), target.port()),
