@@ -1,151 +1,110 @@
-//! Connections of clients: accepted, served, drained.
+//! Accepts connections of clients, as many as there may be.
 
-use std::convert::Infallible;
+use std::future::{pending, poll_fn};
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, sleep_until};
 
-use crate::forward::{Client, Forwarder};
-use crate::metrics::{Active, SharedMetrics};
-use crate::signal::Signal;
+use crate::connection::{Entrance, Server, Signals};
+use crate::listen::{Listener, PerAddress};
+use crate::metrics::{Dropped, SharedMetrics};
+use crate::policy::TrustedProxies;
+use crate::stream::Stream;
 
-/// Connections that wait in the kernel to be accepted.
-const BACKLOG: u32 = 4096;
-/// The most bytes in a request's head; more get 431.
-const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// The pause after an `accept` that failed for want of something, such as file descriptors.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// The public listener and all its connections.
+/// All listeners for users, and all their connections.
 pub(crate) struct Door {
-    listener: TcpListener,
-    forwarder: Arc<Forwarder>,
-    metrics: SharedMetrics,
-    http: http1::Builder,
-    connections_max: usize,
-    signals: Arc<Signals>,
+    pub(crate) listeners: Vec<Opening>,
+    pub(crate) server: Arc<Server>,
+    pub(crate) signals: Arc<Signals>,
+    pub(crate) metrics: SharedMetrics,
+    pub(crate) connections_max: usize,
+    pub(crate) per_address: Arc<PerAddress>,
+    /// Many users come by one address of theirs.
+    pub(crate) trusted: TrustedProxies,
 }
 
-/// The two steps of a drain.
-#[derive(Default)]
-pub(crate) struct Signals {
-    /// Accept nothing more; connections end with their present request or tunnel.
-    pub(crate) stop: Signal,
-    /// End now.
-    pub(crate) cut: Signal,
-}
-
-/// Binds a listener whose connections notice a peer that is gone.
-pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = match address {
-        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-        SocketAddr::V6(_) => TcpSocket::new_v6()?,
-    };
-    socket.set_reuseaddr(true)?;
-    // Accepted connections inherit it. A tunnel has no idle timeout, so this ends those whose client has vanished.
-    socket.set_keepalive(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
+/// One listener.
+pub(crate) struct Opening {
+    pub(crate) listener: Listener,
+    pub(crate) entrance: Entrance,
+    /// Its port, for users who name none.
+    pub(crate) port: u16,
 }
 
 impl Door {
-    pub(crate) fn new(
-        listener: TcpListener,
-        forwarder: Arc<Forwarder>,
-        metrics: SharedMetrics,
-        header_read_timeout: Duration,
-        connections_max: usize,
-        signals: Arc<Signals>,
-    ) -> Self {
-        let mut http = http1::Builder::new();
-        http.timer(TokioTimer::new())
-            .header_read_timeout(header_read_timeout)
-            .max_header_size(HEAD_BYTES_MAX);
-        Door {
-            listener,
-            forwarder,
-            metrics,
-            http,
-            connections_max,
-            signals,
-        }
-    }
-
     /// Accepts until `stop`; returns when every connection has ended, soon after `cut` at the latest.
     pub(crate) async fn run(self) {
         let mut connections = JoinSet::new();
         let mut pause = PAUSE_MIN;
+        let mut paused: Option<Instant> = None;
+        let mut next = 0;
         loop {
+            let may_accept = paused.is_none() && connections.len() < self.connections_max;
+            let over = async {
+                match paused {
+                    Some(until) => sleep_until(until).await,
+                    None => pending().await,
+                }
+            };
             tokio::select! {
                 biased;
                 () = self.signals.stop.raised() => break,
                 Some(ended) = connections.join_next() => log_failure(ended),
-                accepted = self.listener.accept(), if connections.len() < self.connections_max => match accepted {
-                    Ok((stream, address)) => {
-                        pause = PAUSE_MIN;
-                        connections.spawn(self.connection(stream, address));
+                () = over => paused = None,
+                (at, accepted) = self.accept(next), if may_accept => match accepted {
+                    Ok((stream, peer)) => {
+                        (pause, next) = (PAUSE_MIN, at + 1);
+                        self.admit(stream, peer, &self.listeners[at], &mut connections);
                     }
                     Err(error) if is_the_peers(&error) => {}
                     Err(error) => {
                         tracing::warn!(%error, ?pause, "cannot accept connections");
-                        tokio::time::sleep(pause).await;
+                        paused = Some(Instant::now() + pause);
                         pause = (pause * 2).min(PAUSE_MAX);
                     }
                 }
             }
         }
-        drop(self.listener);
+        drop(self.listeners);
         while let Some(ended) = connections.join_next().await {
             log_failure(ended);
         }
     }
 
-    /// One connection from start to end, its tunnel included.
-    fn connection(&self, stream: TcpStream, address: SocketAddr) -> impl Future<Output = ()> + Send + use<> {
-        let active = Active::enter(&self.metrics.connections);
-        let forwarder = self.forwarder.clone();
-        let signals = self.signals.clone();
-        let client = Arc::new(Client::new(address));
-        let http = self.http.clone();
-        async move {
-            // Small frames of a WebSocket must not wait for an acknowledgement.
-            let _ = stream.set_nodelay(true);
-            let served = client.clone();
-            let service = service_fn(move |request| {
-                let (forwarder, client) = (forwarder.clone(), served.clone());
-                async move { Ok::<_, Infallible>(forwarder.answer(&client, request).await) }
-            });
-            let connection = http.serve_connection(TokioIo::new(stream), service).with_upgrades();
-            let mut connection = pin!(connection);
-            let served = signals.cut.unless_raised(async {
-                match signals.stop.unless_raised(connection.as_mut()).await {
-                    Some(result) => result,
-                    None => {
-                        connection.as_mut().graceful_shutdown();
-                        connection.as_mut().await
-                    }
+    /// The next connection of any listener, asked in turn, and which one it was.
+    async fn accept(&self, first: usize) -> (usize, io::Result<(Stream, Option<SocketAddr>)>) {
+        poll_fn(|cx| {
+            for n in 0..self.listeners.len() {
+                let at = (first + n) % self.listeners.len();
+                if let Poll::Ready(accepted) = self.listeners[at].listener.poll_accept(cx) {
+                    return Poll::Ready((at, accepted));
                 }
-            });
-            match served.await {
-                Some(Ok(())) => {
-                    if let Some(tunnel) = client.take_tunnel() {
-                        tunnel.run(&signals.cut).await;
-                    }
-                }
-                Some(Err(error)) => tracing::debug!(%error, client = %address, "a connection ended"),
-                None => {}
             }
-            drop(active);
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn admit(&self, stream: Stream, peer: Option<SocketAddr>, opening: &Opening, connections: &mut JoinSet<()>) {
+        let limited = peer.map(|peer| peer.ip()).filter(|ip| !self.trusted.trusts(Some(*ip)));
+        let admission = limited.map(|ip| self.per_address.admit(ip));
+        if matches!(admission, Some(None)) {
+            return self.metrics.dropped(Dropped::Address);
         }
+        let (server, entrance, port) = (self.server.clone(), opening.entrance.clone(), opening.port);
+        connections.spawn(async move {
+            server.serve(stream, peer, port, entrance).await;
+            drop(admission);
+        });
     }
 }
 

@@ -6,9 +6,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use holdfast_client::Endpoints;
-use holdfast_table::FieldError;
+use holdfast_table::{FieldError, Target};
 
+use crate::allow::TargetRule;
+use crate::error_pages::ErrorPages;
+use crate::listen::Address;
+use crate::policy::Policy;
 use crate::proxy::{BuildError, Proxy};
+use crate::tls::{TargetTls, UserTls};
 
 /// The longest name of a proxy, in bytes.
 pub const NAME_BYTES_MAX: usize = 253;
@@ -24,8 +29,12 @@ pub struct ProxyConfig {
     pub name: String,
     /// The replicas to follow.
     pub endpoints: Endpoints,
-    /// Where users come in, over HTTP/1.1. Port 0 takes any free one.
-    pub listen: SocketAddr,
+    /// Where users come in, by HTTP/1.1 or HTTP/2. At least one.
+    pub listen: Vec<Address>,
+    /// The certificate that users are shown at all of these; `None`: they come without TLS.
+    pub tls: Option<UserTls>,
+    /// Where users who come without TLS are sent to where it is; `None`: nowhere. Needs `tls`.
+    pub redirect: Option<Redirect>,
     /// Where `/livez`, `/readyz`, `/metrics` and `/status` are served; `None`: nowhere.
     pub listen_admin: Option<SocketAddr>,
     /// Where the table's copy is kept; made if it is missing; one proxy's alone.
@@ -34,14 +43,44 @@ pub struct ProxyConfig {
     pub drain_delay: Duration,
     /// How long requests and WebSockets may go on after that.
     pub drain_timeout: Duration,
-    /// How long a connection to a target may take, name resolution included.
+    /// How long a connection to a target may take, name resolution and TLS included.
     pub connect_timeout: Duration,
-    /// How long a client may take for the head of a request, and stay idle between two requests.
+    /// How long a target may be silent before its answer, and within it; `None`: for ever. WebSockets may be silent.
+    pub target_timeout: Option<Duration>,
+    /// How long a client may take for the head of a request or a TLS handshake, and stay idle between two requests.
     pub header_read_timeout: Duration,
+    /// How long nothing may pass on a client's connection of HTTP/1.1, neither way, even while its target works; `None`:
+    /// for ever. WebSockets may be silent.
+    pub client_timeout: Option<Duration>,
     /// How long an idle connection to a target is kept for the next request.
     pub target_idle_timeout: Duration,
     /// The most connections of clients at once; further ones wait in the kernel.
     pub connections_max: usize,
+    /// The most of them from one address, or one half of an IPv6 address; further ones are closed. `None`: no such limit.
+    /// Trusted proxies have none.
+    pub connections_per_address_max: Option<usize>,
+    /// What is said to targets with the scheme `https`, and asked of them.
+    pub target_tls: TargetTls,
+    /// Which targets routes may lead to; empty: all. Link-local and metadata addresses, and the control ports of this proxy
+    /// and its replicas, are never connected to.
+    pub allow_targets: Vec<TargetRule>,
+    /// Where requests go that no route takes, once the table is known; `None`: they are answered with 404.
+    pub default_target: Option<Target>,
+    /// What users read when there is no route, or its target does not answer.
+    pub error_pages: ErrorPages,
+    /// How requests and answers are changed on their way.
+    pub policy: Policy,
+    /// How often the files of certificates are looked at.
+    pub reload_interval: Duration,
+}
+
+/// A listener without TLS that sends users to where it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Redirect {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// The port that users reach the listener with TLS at; 443 is not mentioned to them. `None`: its own.
+    pub to: Option<u16>,
 }
 
 /// Every mistake in a [`ProxyConfig`], each with field and value. Nothing was opened.
@@ -66,16 +105,27 @@ impl ProxyConfig {
         ProxyConfig {
             name,
             endpoints,
-            listen,
+            listen: vec![Address::Tcp(listen)],
+            tls: None,
+            redirect: None,
             listen_admin: None,
             data_dir,
             drain_delay: Duration::from_secs(10),
             drain_timeout: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(5),
+            target_timeout: None,
+            client_timeout: None,
             header_read_timeout: Duration::from_secs(30),
             // Less than the 5 s after which Node.js servers close an idle connection, so that we rarely meet a closed one.
             target_idle_timeout: Duration::from_secs(4),
             connections_max: 100_000,
+            connections_per_address_max: None,
+            target_tls: TargetTls::default(),
+            allow_targets: Vec::new(),
+            default_target: None,
+            error_pages: ErrorPages::BuiltIn,
+            policy: Policy::default(),
+            reload_interval: Duration::from_secs(10),
         }
     }
 
@@ -103,12 +153,35 @@ impl ProxyConfig {
             &self.data_dir.display(),
             "must name a directory",
         );
+        check(
+            !self.listen.is_empty(),
+            "listen",
+            &"",
+            "must have at least one address for users to come in by",
+        );
+        let is_users =
+            |address: SocketAddr| (self.listen.iter()).any(|own| matches!(own, Address::Tcp(own) if *own == address));
         if let Some(admin) = self.listen_admin {
+            let redirects = self.redirect.is_some_and(|redirect| redirect.listen == admin);
             check(
-                admin.port() == 0 || admin != self.listen,
+                admin.port() == 0 || !(is_users(admin) || redirects),
                 "listen_admin",
                 &admin,
-                "must differ from listen",
+                "must differ from where users come in",
+            );
+        }
+        if let Some(Redirect { listen, .. }) = self.redirect {
+            check(
+                listen.port() == 0 || !is_users(listen),
+                "redirect",
+                &listen,
+                "must differ from where users come in with TLS",
+            );
+            check(
+                self.tls.is_some(),
+                "redirect",
+                &listen,
+                "needs a certificate, for there is nothing else to redirect to",
             );
         }
         for (field, value, least, most) in [
@@ -123,6 +196,24 @@ impl ProxyConfig {
             (
                 "header_read_timeout",
                 self.header_read_timeout,
+                Duration::from_millis(1),
+                DRAIN_MAX,
+            ),
+            (
+                "target_timeout",
+                self.target_timeout.unwrap_or(DRAIN_MAX),
+                Duration::from_millis(1),
+                DRAIN_MAX,
+            ),
+            (
+                "client_timeout",
+                self.client_timeout.unwrap_or(DRAIN_MAX),
+                Duration::from_millis(1),
+                DRAIN_MAX,
+            ),
+            (
+                "reload_interval",
+                self.reload_interval,
                 Duration::from_millis(1),
                 DRAIN_MAX,
             ),
@@ -144,6 +235,12 @@ impl ProxyConfig {
             self.connections_max > 0,
             "connections_max",
             &self.connections_max,
+            "must be 1 or more",
+        );
+        check(
+            self.connections_per_address_max != Some(0),
+            "connections_per_address_max",
+            &0,
             "must be 1 or more",
         );
         match mistakes.is_empty() {
@@ -177,6 +274,7 @@ mod tests {
             listen_admin: Some(listen),
             connect_timeout: Duration::ZERO,
             connections_max: 0,
+            redirect: Some(Redirect { listen, to: None }),
             ..good
         };
         let said = bad.validate().unwrap_err().to_string();
@@ -186,6 +284,8 @@ mod tests {
             "listen_admin \"127.0.0.1:8000\"",
             "connect_timeout \"0ns\"",
             "connections_max \"0\"",
+            "redirect \"127.0.0.1:8000\": must differ",
+            "redirect \"127.0.0.1:8000\": needs a certificate",
         ] {
             assert!(said.contains(part), "{part} is missing in: {said}");
         }

@@ -1,19 +1,45 @@
 //! HTTP and WebSocket reverse proxy: it follows the cluster's table, keeps a copy on disk and serves from memory.
 //!
 //! [`ProxyConfig`] -> [`Proxy`] (`build`) -> `run` until a token is cancelled, then drain.
+//!
+//! A request's way: `accept` (limits) -> `connection` (TLS, HTTP/1.1 or HTTP/2) -> `forward` (`request`, the table,
+//! `headers`, `rewrite`) -> `targets` (`pool`, `connect`, `allow`); a WebSocket goes on in `tunnel`.
 
 mod accept;
 mod admin;
+pub mod allow;
+mod body;
 mod cache;
+mod client;
 pub mod config;
+mod connect;
+mod connection;
+pub mod error_pages;
 mod forward;
+mod head;
+mod headers;
+pub mod listen;
 mod metrics;
 mod pages;
+pub mod policy;
+mod pool;
 pub mod proxy;
+pub mod ranges;
+mod redirect;
+mod request;
+mod rewrite;
 mod signal;
+mod stream;
 mod targets;
+pub mod tls;
 mod tunnel;
+mod websocket;
 
+pub use allow::TargetRule;
 pub use cache::{Refusal as CacheRefusal, read as read_cache};
-pub use config::{ConfigError, ProxyConfig};
+pub use config::{ConfigError, ProxyConfig, Redirect};
+pub use error_pages::ErrorPages;
+pub use listen::Address;
+pub use policy::{Policy, Protocol, TrustedProxies};
 pub use proxy::{BuildError, Proxy, RunError};
+pub use tls::{TargetTls, TlsError, UserCertificates, UserTls};

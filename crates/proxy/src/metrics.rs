@@ -35,6 +35,21 @@ pub(crate) enum Reject {
     Host,
     Path,
     Upgrade,
+    /// Its head or its body's length can be read in two ways.
+    Framing,
+}
+
+/// Why a connection of a client was not kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dropped {
+    /// Its address has as many as it may.
+    Address,
+    /// No TLS came about.
+    Handshake,
+    /// It said nothing for too long.
+    Silent,
+    /// It took back too many requests.
+    Resets,
 }
 
 /// How a target failed.
@@ -44,16 +59,19 @@ pub(crate) enum TargetFailure {
     Connect,
     /// No answer, or none in HTTP, on a connection.
     Response,
-    /// An https target.
-    Unsupported,
+    /// No answer in time.
+    Silent,
+    /// Not to be connected to.
+    Denied,
 }
 
 /// Counters that requests count in, without a lock; gauges that a scrape fills in.
 pub(crate) struct Metrics {
     registry: Registry,
     requests: [[Counter; CLASSES.len()]; 2],
-    rejected: [Counter; 4],
-    target_failures: [Counter; 3],
+    rejected: [Counter; 5],
+    dropped: [Counter; 4],
+    target_failures: [Counter; 4],
     pub(crate) no_route: Counter,
     pub(crate) no_table: Counter,
     pub(crate) connections: Gauge,
@@ -89,14 +107,21 @@ impl Metrics {
             "rejected",
             "Requests refused before they were looked up, by what was wrong with them",
             "reason",
-            ["method", "host", "path", "upgrade"],
+            ["method", "host", "path", "upgrade", "framing"],
+        );
+        let dropped = by_label(
+            r,
+            "connections_dropped",
+            "Connections of clients that were closed on them, by why",
+            "reason",
+            ["address", "handshake", "silent", "resets"],
         );
         let target_failures = by_label(
             r,
             "target_failures",
             "Requests that a target failed, by how",
             "reason",
-            ["connect", "response", "unsupported"],
+            ["connect", "response", "silent", "denied"],
         );
         let [no_route, no_table] = by_label(
             r,
@@ -143,6 +168,7 @@ impl Metrics {
         Metrics {
             requests,
             rejected,
+            dropped,
             target_failures,
             no_route,
             no_table,
@@ -170,6 +196,15 @@ impl Metrics {
 
     pub(crate) fn rejected(&self, reason: Reject) {
         self.rejected[reason as usize].inc();
+    }
+
+    /// Counts requests whose heads are refused before there is a request.
+    pub(crate) fn framing_refused(&self) -> Counter {
+        self.rejected[Reject::Framing as usize].clone()
+    }
+
+    pub(crate) fn dropped(&self, reason: Dropped) {
+        self.dropped[reason as usize].inc();
     }
 
     pub(crate) fn target_failed(&self, how: TargetFailure) {

@@ -17,8 +17,6 @@ pub(crate) enum Problem {
     NoTable,
     /// The target did not answer, or not in HTTP.
     TargetFailed,
-    /// The target speaks a protocol that this proxy does not.
-    TargetUnsupported,
     /// The path or the host cannot be read.
     Unreadable(PathError),
     /// Another fault in the request's head, in words.
@@ -29,7 +27,7 @@ impl Problem {
     pub(crate) fn status(self) -> StatusCode {
         match self {
             Problem::NoRoute => StatusCode::NOT_FOUND,
-            Problem::NoTable | Problem::TargetFailed | Problem::TargetUnsupported => StatusCode::SERVICE_UNAVAILABLE,
+            Problem::NoTable | Problem::TargetFailed => StatusCode::SERVICE_UNAVAILABLE,
             Problem::Unreadable(_) | Problem::BadRequest(_) => StatusCode::BAD_REQUEST,
         }
     }
@@ -43,9 +41,6 @@ impl Problem {
             }
             Problem::TargetFailed => {
                 "The server at this address does not answer. It may have stopped, or may still be starting.".to_owned()
-            }
-            Problem::TargetUnsupported => {
-                "The server at this address speaks https, which this proxy does not support yet.".to_owned()
             }
             Problem::Unreadable(error) => format!("The request cannot be read: {error}."),
             Problem::BadRequest(what) => format!("The request cannot be read: {what}."),
@@ -64,10 +59,15 @@ impl Problem {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        self.add_retry_after(headers);
+        response
+    }
+
+    /// Asks to come back, where that alone helps.
+    pub(crate) fn add_retry_after(self, headers: &mut HeaderMap) {
         if self == Problem::NoTable {
             headers.insert(RETRY_AFTER, RETRY_AFTER_SECONDS);
         }
-        response
     }
 }
 

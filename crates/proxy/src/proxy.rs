@@ -12,14 +12,20 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::accept::{self, Door, Signals};
+use crate::accept::{Door, Opening};
 use crate::admin::{self, Facts};
+use crate::allow::Allowed;
 use crate::cache::{Cache, OpenError};
 use crate::config::{ConfigError, ProxyConfig};
-use crate::forward::Forwarder;
+use crate::connect::Connector;
+use crate::connection::{Entrance, Limits, Server, Signals};
+use crate::error_pages::ErrorPager;
+use crate::forward::{Forwarder, Parts};
+use crate::listen::{self, Address, Listener, PerAddress};
 use crate::metrics::Metrics;
 use crate::signal::Signal;
 use crate::targets::Targets;
+use crate::tls::{self, TargetIdentity, TlsError, UserIdentity};
 
 /// How long connections may take to notice that they are cut, and the other tasks that it is over.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
@@ -29,9 +35,12 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
 /// One proxy, bound and loaded, not yet serving.
 pub struct Proxy {
     config: ProxyConfig,
-    public: TcpListener,
+    openings: Vec<Opening>,
     admin: Option<TcpListener>,
-    public_address: SocketAddr,
+    public_addresses: Vec<Address>,
+    redirect_address: Option<SocketAddr>,
+    users: Option<Arc<UserIdentity>>,
+    target_identity: Arc<TargetIdentity>,
     admin_address: Option<SocketAddr>,
     subscriber: Subscriber,
     cache: Cache,
@@ -49,9 +58,17 @@ pub enum BuildError {
         /// The field of [`ProxyConfig`].
         field: &'static str,
         /// Its value.
-        address: SocketAddr,
+        address: Address,
         /// What the system says.
         source: io::Error,
+    },
+    /// Mend the file that it names.
+    #[error("{field}: its certificates cannot be used")]
+    Tls {
+        /// The field of [`ProxyConfig`].
+        field: &'static str,
+        /// What is wrong with them.
+        source: TlsError,
     },
     /// Stop the other proxy, or give this one a directory of its own.
     #[error("data_dir \"{}\": is locked by another running proxy", path.display())]
@@ -85,18 +102,44 @@ pub enum RunError {
 impl Proxy {
     pub(crate) async fn build(config: ProxyConfig) -> Result<Self, BuildError> {
         config.validate()?;
-        let bind = |field: &'static str, address: SocketAddr| {
-            let bound = accept::listen(address).and_then(|listener| {
-                let address = listener.local_addr()?;
-                Ok((listener, address))
-            });
-            bound.map_err(|source| BuildError::Bind { field, address, source })
+        let (users, target_identity) = load_certificates(&config).await?;
+        let failed = |field: &'static str, address: &Address| {
+            let address = address.clone();
+            move |source| BuildError::Bind { field, address, source }
         };
-        let (public, public_address) = bind("listen", config.listen)?;
+        let mut openings = Vec::new();
+        let mut public_addresses = Vec::new();
+        for address in &config.listen {
+            let listener = Listener::bind(address).await.map_err(failed("listen", address))?;
+            let bound = listener.address().map_err(failed("listen", address))?;
+            public_addresses.push(bound.map_or(address.clone(), Address::Tcp));
+            openings.push(Opening {
+                listener,
+                entrance: Entrance::Users(users.clone()),
+                port: bound.map_or(0, |bound| bound.port()),
+            });
+        }
+        let redirect_address = match config.redirect {
+            Some(redirect) => {
+                let address = Address::Tcp(redirect.listen);
+                let listener = Listener::bind(&address).await.map_err(failed("redirect", &address))?;
+                let bound = listener.address().map_err(failed("redirect", &address))?;
+                let own = openings.iter().map(|opening| opening.port).find(|port| *port != 0);
+                openings.push(Opening {
+                    listener,
+                    entrance: Entrance::Redirect(redirect.to.or(own).unwrap_or(443)),
+                    port: bound.map_or(0, |bound| bound.port()),
+                });
+                bound
+            }
+            None => None,
+        };
         let (admin, admin_address) = match config.listen_admin {
             Some(address) => {
-                let (listener, address) = bind("listen_admin", address)?;
-                (Some(listener), Some(address))
+                let failed = |source| failed("listen_admin", &Address::Tcp(address))(source);
+                let listener = listen::tcp(address).map_err(failed)?;
+                let bound = listener.local_addr().map_err(failed)?;
+                (Some(listener), Some(bound))
             }
             None => (None, None),
         };
@@ -116,18 +159,26 @@ impl Proxy {
         });
         Ok(Proxy {
             config,
-            public,
+            openings,
             admin,
-            public_address,
+            public_addresses,
+            redirect_address,
+            users,
+            target_identity,
             admin_address,
             subscriber,
             cache,
         })
     }
 
-    /// Where users come in.
-    pub fn public_address(&self) -> SocketAddr {
-        self.public_address
+    /// Where users come in, in the configuration's order.
+    pub fn public_addresses(&self) -> &[Address] {
+        &self.public_addresses
+    }
+
+    /// Where users without TLS are told where it is.
+    pub fn redirect_address(&self) -> Option<SocketAddr> {
+        self.redirect_address
     }
 
     /// Where operators look.
@@ -145,28 +196,50 @@ impl Proxy {
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), RunError> {
         let Proxy {
             config,
-            public,
+            openings,
             admin,
-            public_address,
+            public_addresses,
+            redirect_address,
+            users,
+            target_identity,
+            admin_address,
             subscriber,
             cache,
-            ..
         } = self;
+        let end = CancellationToken::new();
         let metrics = Arc::new(Metrics::new());
         let draining = Arc::new(Signal::default());
         let signals = Arc::new(Signals::default());
         let table = subscriber.table();
         let freshness = subscriber.freshness();
-        let targets = Targets::new(config.connect_timeout, config.target_idle_timeout);
-        let forwarder = Arc::new(Forwarder::new(
-            table.clone(),
-            targets,
-            metrics.clone(),
-            draining.clone(),
-            public_address.port(),
-        ));
+        let own = public_addresses.iter().filter_map(|address| match address {
+            Address::Tcp(address) => Some(*address),
+            Address::Unix(_) | Address::Inherited(_) => None,
+        });
+        let own = own.chain(redirect_address).chain(admin_address).collect();
+        let replicas = config.endpoints.addresses().map(str::to_owned).collect();
+        let targets = |allowed: Allowed| {
+            let connector = Connector {
+                allowed,
+                tls: target_identity.clone(),
+                timeout: config.connect_timeout,
+            };
+            Targets::new(connector, config.target_idle_timeout, config.target_timeout)
+        };
+        let routed = targets(Allowed::new(config.allow_targets.clone(), own, replicas));
+        let operators = targets(Allowed::default());
+        let sweepers = [&routed, &operators].map(|targets| targets.sweeper(end.clone()));
+        let forwarder = Arc::new(Forwarder::new(Parts {
+            table: table.clone(),
+            targets: routed,
+            operators,
+            default_target: config.default_target.clone(),
+            pages: ErrorPager::new(config.error_pages.clone()),
+            policy: config.policy.clone(),
+            metrics: metrics.clone(),
+            draining: draining.clone(),
+        }));
 
-        let end = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let ending = end.clone();
         tasks.spawn(async move {
@@ -177,6 +250,17 @@ impl Proxy {
         tasks.spawn(async move {
             cache.keep(kept, fresh, counted, ending).await;
             "cache"
+        });
+        for sweeper in sweepers {
+            tasks.spawn(async move {
+                sweeper.await;
+                "idle connections"
+            });
+        }
+        let (interval, ending) = (config.reload_interval, end.clone());
+        tasks.spawn(async move {
+            tls::follow_files(users, target_identity, interval, ending).await;
+            "certificates"
         });
         if let Some(listener) = admin {
             let router = admin::router(Facts {
@@ -196,14 +280,20 @@ impl Proxy {
             });
         }
         let mut doors = JoinSet::new();
-        let door = Door::new(
-            public,
-            forwarder.clone(),
+        let limits = Limits {
+            header_read_timeout: config.header_read_timeout,
+            client_timeout: config.client_timeout,
+        };
+        let server = Server::new(forwarder.clone(), metrics.clone(), signals.clone(), limits);
+        let door = Door {
+            listeners: openings,
+            server: Arc::new(server),
+            signals: signals.clone(),
             metrics,
-            config.header_read_timeout,
-            config.connections_max,
-            signals.clone(),
-        );
+            connections_max: config.connections_max,
+            per_address: PerAddress::new(config.connections_per_address_max),
+            trusted: config.policy.trusted_proxies.clone(),
+        };
         // A copy may be old: routes may have come since, and addresses may belong to another user's server by now. So
         // nobody is let in before a replica has brought it up to date, if one does so at once.
         let confirmed = confirmation(freshness.clone(), table.load().is_some());
@@ -211,7 +301,8 @@ impl Proxy {
             confirmed.await;
             door.run().await;
         });
-        tracing::info!(name = config.name, public = %public_address, "serving");
+        let public: Vec<String> = public_addresses.iter().map(Address::to_string).collect();
+        tracing::info!(name = config.name, public = public.join(","), "serving");
 
         let failed = tokio::select! {
             () = shutdown.cancelled() => None,
@@ -247,6 +338,20 @@ impl Proxy {
         tasks.shutdown().await;
         failed.map_or(Ok(()), Err)
     }
+}
+
+/// Reads what TLS is made of.
+async fn load_certificates(
+    config: &ProxyConfig,
+) -> Result<(Option<Arc<UserIdentity>>, Arc<TargetIdentity>), BuildError> {
+    let (users, targets) = (config.tls.clone(), config.target_tls.clone());
+    let wrong = |field: &'static str| move |source| BuildError::Tls { field, source };
+    let loaded = tokio::task::spawn_blocking(move || {
+        let users = users.map(UserIdentity::load).transpose().map_err(wrong("tls"))?;
+        let targets = TargetIdentity::load(targets).map_err(wrong("target_tls"))?;
+        Ok((users.map(Arc::new), Arc::new(targets)))
+    });
+    loaded.await.unwrap_or_else(|_| Err(wrong("tls")(TlsError::Cancelled)))
 }
 
 /// Returns when a replica has vouched for the table that a copy held, or has not within [`CONFIRM_TIMEOUT`].

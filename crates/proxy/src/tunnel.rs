@@ -24,7 +24,7 @@ thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER_BYTES].into_boxed_slice());
 }
 
-/// Both ends of an upgraded connection; the client's end comes once the 101 is sent.
+/// Both ends of an upgraded connection, or of a stream of HTTP/2 used like one; the client's end comes once it is told.
 pub(crate) struct Tunnel {
     pub(crate) client: OnUpgrade,
     pub(crate) target: Upgraded,

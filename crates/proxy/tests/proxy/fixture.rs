@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use holdfast_client::Endpoints;
-use holdfast_proxy::{ProxyConfig, RunError};
+use holdfast_proxy::{Address, ProxyConfig, RunError};
 use holdfast_table::{Entry, Epoch, Revision, Route, Table};
 use holdfast_wire::proto::routes_server::{Routes, RoutesServer};
 use holdfast_wire::proto::subscribe_response::Frame;
@@ -18,7 +19,7 @@ use holdfast_wire::proto::{self, SubscribeRequest, SubscribeResponse};
 use prost::Message;
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -203,6 +204,7 @@ fn bookmark(table: &Table) -> Frame {
 pub struct Proxy {
     pub public: SocketAddr,
     pub admin: SocketAddr,
+    pub redirect: Option<SocketAddr>,
     pub shutdown: CancellationToken,
     run: JoinSet<Result<(), RunError>>,
 }
@@ -222,13 +224,19 @@ pub fn config(directory: &Path) -> ProxyConfig {
 impl Proxy {
     pub async fn start(config: ProxyConfig) -> Self {
         let proxy = config.build().await.unwrap();
-        let (public, admin) = (proxy.public_address(), proxy.admin_address().unwrap());
+        let public = match proxy.public_addresses() {
+            [Address::Tcp(address), ..] => *address,
+            // Then a test finds its own way in.
+            _ => SocketAddr::from(([127, 0, 0, 1], 0)),
+        };
+        let (admin, redirect) = (proxy.admin_address().unwrap(), proxy.redirect_address());
         let shutdown = CancellationToken::new();
         let mut run = JoinSet::new();
         run.spawn(proxy.run(shutdown.clone()));
         Proxy {
             public,
             admin,
+            redirect,
             shutdown,
             run,
         }
@@ -250,7 +258,8 @@ impl Proxy {
     /// The value of one series, by its whole name and labels.
     pub async fn metric(&self, series: &str) -> f64 {
         let text = get(self.admin, "/metrics").await.text();
-        let value = text.lines().find_map(|line| line.strip_prefix(series));
+        let mut lines = text.lines();
+        let value = lines.find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         let value = value.unwrap_or_else(|| panic!("{series} is missing in\n{text}"));
         value.trim().parse().unwrap()
     }
@@ -319,8 +328,9 @@ impl Target {
             let mut served = JoinSet::new();
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
+                stream.set_nodelay(true).unwrap();
                 counted.fetch_add(1, Ordering::SeqCst);
-                served.spawn(serve(Conversation::new(stream)));
+                served.spawn(serve(Conversation::over(stream)));
             }
         });
         Target {
@@ -332,18 +342,7 @@ impl Target {
 
     /// Answers each request with the bytes of its head, and with its own name in a header.
     pub async fn mirror(name: &'static str) -> Self {
-        Target::start(move |mut connection| async move {
-            while let Ok(head) = connection.head().await {
-                let length = header(&head, "content-length").and_then(|length| length.parse().ok());
-                connection.take(length.unwrap_or(0)).await;
-                let answer = format!(
-                    "HTTP/1.1 200 OK\r\nx-target: {name}\r\ncontent-length: {}\r\n\r\n{head}",
-                    head.len()
-                );
-                connection.send(answer).await;
-            }
-        })
-        .await
+        Target::start(move |connection| mirror(connection, name)).await
     }
 
     /// Gives each connection to the test.
@@ -362,23 +361,39 @@ impl Target {
     }
 }
 
+/// Answers each request with the bytes of its head, and with the server's name in a header.
+pub async fn mirror<S: AsyncRead + AsyncWrite + Unpin>(mut connection: Conversation<S>, name: &'static str) {
+    while let Ok(head) = connection.head().await {
+        let length = header(&head, "content-length").and_then(|length| length.parse().ok());
+        connection.take(length.unwrap_or(0)).await;
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nx-target: {name}\r\ncontent-length: {}\r\n\r\n{head}",
+            head.len()
+        );
+        connection.send(answer).await;
+    }
+}
+
 /// One end of a connection, with what was read from it and not used yet.
-pub struct Conversation {
-    pub stream: TcpStream,
+pub struct Conversation<S = TcpStream> {
+    pub stream: S,
     pub unread: Vec<u8>,
 }
 
 impl Conversation {
-    fn new(stream: TcpStream) -> Self {
+    pub async fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
         stream.set_nodelay(true).unwrap();
+        Self::over(stream)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
+    pub fn over(stream: S) -> Self {
         Conversation {
             stream,
             unread: Vec::new(),
         }
-    }
-
-    pub async fn connect(address: SocketAddr) -> Self {
-        Self::new(TcpStream::connect(address).await.unwrap())
     }
 
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
@@ -412,6 +427,11 @@ impl Conversation {
             assert_ne!(soon(self.read_more()).await.unwrap(), 0, "ended too early");
         }
         self.unread.drain(..n).collect()
+    }
+
+    /// True if an answer begins, false if the other side ends without one.
+    pub async fn rest_or_head(&mut self) -> bool {
+        soon(self.head()).await.is_ok()
     }
 
     /// Everything until the other side ends.
@@ -449,6 +469,77 @@ impl Conversation {
         let chunk = self.take(length).await;
         assert_eq!(self.take(2).await, b"\r\n");
         chunk
+    }
+}
+
+/// A client's connection of HTTP/2.
+pub struct Http2 {
+    sender: h2::client::SendRequest<Bytes>,
+    connection: JoinSet<()>,
+}
+
+type Sent = (h2::client::ResponseFuture, h2::SendStream<Bytes>);
+
+impl Http2 {
+    /// Without negotiation: by prior knowledge.
+    pub async fn connect(address: SocketAddr) -> Self {
+        Self::over(TcpStream::connect(address).await.unwrap()).await
+    }
+
+    pub async fn over<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S) -> Self {
+        let (sender, ends) = soon(h2::client::handshake(stream)).await.unwrap();
+        let mut connection = JoinSet::new();
+        connection.spawn(async move { drop(ends.await) });
+        Http2 { sender, connection }
+    }
+
+    pub async fn try_send(&mut self, request: http::Request<()>, ends: bool) -> Result<Sent, h2::Error> {
+        self.sender = soon(self.sender.clone().ready()).await?;
+        self.sender.send_request(request, ends)
+    }
+
+    pub async fn send(&mut self, request: http::Request<()>, ends: bool) -> Sent {
+        self.try_send(request, ends).await.unwrap()
+    }
+
+    /// Sends a whole request and reads the whole answer.
+    pub async fn ask(&mut self, request: http::Request<()>, body: Bytes) -> (http::Response<()>, Vec<u8>) {
+        let (answer, mut up) = self.send(request, body.is_empty()).await;
+        if !body.is_empty() {
+            up.send_data(body, true).unwrap();
+        }
+        let (parts, mut down) = soon(answer).await.unwrap().into_parts();
+        let mut received = Vec::new();
+        while let Some(data) = soon(down.data()).await {
+            let data = data.unwrap();
+            down.flow_control().release_capacity(data.len()).unwrap();
+            received.extend_from_slice(&data);
+        }
+        (http::Response::from_parts(parts, ()), received)
+    }
+
+    pub async fn get(&mut self, uri: &str) -> (http::Response<()>, Vec<u8>) {
+        let request = http::Request::get(uri).version(http::Version::HTTP_2);
+        self.ask(request.body(()).unwrap(), Bytes::new()).await
+    }
+
+    /// Waits for the server to say that it takes WebSockets, which it says together with its limits.
+    pub async fn until_websockets(&mut self) {
+        until(async || self.sender.is_extended_connect_protocol_enabled()).await;
+    }
+
+    pub fn streams_max(&self) -> usize {
+        self.sender.current_max_send_streams()
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.connection.try_join_next().is_some() || self.connection.is_empty()
+    }
+
+    /// Returns when the connection has ended.
+    pub async fn ended(mut self) {
+        while self.connection.join_next().await.is_some() {}
+        drop(self.sender);
     }
 }
 

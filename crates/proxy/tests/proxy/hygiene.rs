@@ -1,8 +1,9 @@
 //! The bytes of one request make at most one request to a target.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::fixture::{Conversation, Setup, Target, ask, soon, until};
+use crate::fixture::{Conversation, Setup, Target, ask, header, soon, until};
 
 #[tokio::test]
 async fn ambiguous_framing_is_refused() {
@@ -12,20 +13,144 @@ async fn ambiguous_framing_is_refused() {
         "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
         "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +3\r\n\r\nabc",
         "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3, 3, 4\r\n\r\nabc",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\ntransfer-encoding: Chunked\r\nX: y\r\ncontent-length: 0\r\n\r\n0\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
         "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\nabc",
         "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
         "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\nX-Folded: a\r\n b\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\nX-Folded: a\r\n\tb\r\n\r\n",
+        "GET / HTTP/1.1\nHost: a\n\n",
+        "GET / HTTP/1.1\r\nHost: a\nX: y\r\n\r\n",
+        "GET / HTTP/1.1\r\nHost: a\r\n\n",
+        "\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET / HTTP/1.1\r\nHost : a\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n",
         "GET /\0 HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET / x HTTP/1.1\r\nHost: a\r\n\r\n",
         "NONSENSE\r\n\r\n",
     ] {
-        let answer = ask(setup.proxy.public, head).await;
-        assert_eq!(answer.status(), 400, "{head:?}: {}", answer.head);
+        let mut client = Conversation::connect(setup.proxy.public).await;
+        client.send(head).await;
+        let answered = String::from_utf8(client.rest().await).unwrap();
+        assert!(answered.starts_with("HTTP/1.1 400 "), "{head:?}: {answered}");
     }
     assert_eq!(hub.connections(), 0);
+    let series = r#"holdfast_proxy_rejected_total{reason="framing"}"#;
+    assert!(setup.proxy.metric(series).await > 10.0);
+}
+
+/// What is refused in the second of two requests does not harm the first one, and is refused all the same.
+#[tokio::test]
+async fn ambiguous_framing_is_refused_behind_a_good_request_too() {
+    let hub = Target::mirror("hub").await;
+    let setup = Setup::new(&[("/", &hub.url)]).await;
+    for first in [
+        "GET /first HTTP/1.1\r\nHost: a\r\n\r\n",
+        "POST /first HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n\n\n\n\n",
+    ] {
+        for second in [
+            "POST /second HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "GET /second HTTP/1.1\nHost: a\r\n\r\n",
+            "GET /second HTTP/1.1\r\nHost: a\r\n\n",
+            "GET /second HTTP/1.1\nHost: a\n\n",
+        ] {
+            let mut client = Conversation::connect(setup.proxy.public).await;
+            // In one piece, and then byte by byte.
+            client.send(format!("{first}{second}")).await;
+            let good = client.answer().await;
+            assert_eq!(good.status(), 200);
+            assert!(good.text().contains("/first"));
+            assert_eq!(client.answer().await.status(), 400);
+            assert_eq!(client.rest().await, b"");
+
+            let mut client = Conversation::connect(setup.proxy.public).await;
+            client.send(first).await;
+            assert_eq!(client.answer().await.status(), 200);
+            for byte in second.bytes() {
+                client.send([byte]).await;
+            }
+            assert_eq!(client.answer().await.status(), 400);
+            assert_eq!(client.rest().await, b"");
+        }
+    }
+}
+
+/// Chunks are read as the RFC has them or not at all, and what a target gets are chunks of our own making.
+#[tokio::test]
+async fn chunks_are_read_strictly_and_written_anew() {
+    let (target, mut connections) = Target::manual().await;
+    let setup = Setup::new(&[("/", &target.url)]).await;
+    let mut client = Conversation::connect(setup.proxy.public).await;
+    client
+        .send(
+            "POST /one HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3;ext=\"1\"\r\nabc\r\n0\r\n\r\n\
+             GET /two HTTP/1.1\r\nHost: a\r\n\r\n",
+        )
+        .await;
+    let mut connection = soon(connections.recv()).await.unwrap();
+    let head = soon(connection.head()).await.unwrap();
+    assert_eq!(header(&head, "transfer-encoding"), Some("chunked"));
+    assert_eq!(connection.take(13).await, b"3\r\nabc\r\n0\r\n\r\n");
+    connection.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+    assert_eq!(client.answer().await.status(), 200);
+    assert!(soon(connection.head()).await.unwrap().starts_with("GET /two "));
+    connection.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+    assert_eq!(client.answer().await.status(), 200);
+
+    let long = format!("1;{}\r\na\r\n0\r\n\r\n", "x".repeat(32 * 1024));
+    for body in [
+        "3\nabc\r\n0\r\n\r\n",
+        "3;\nabc\r\n0\r\n\r\n",
+        "3\r\nabcde\r\n0\r\n\r\n",
+        "0x3\r\nabc\r\n0\r\n\r\n",
+        "-1\r\nabc\r\n0\r\n\r\n",
+        "ffffffffffffffff1\r\nabc\r\n0\r\n\r\n",
+        &long,
+    ] {
+        let (seen, sink) = sink().await;
+        let setup = Setup::new(&[("/", &sink.url)]).await;
+        let mut client = Conversation::connect(setup.proxy.public).await;
+        client
+            .send(format!(
+                "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}GET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n"
+            ))
+            .await;
+        let answered = String::from_utf8(client.rest().await).unwrap();
+        assert!(
+            answered.is_empty() || answered.starts_with("HTTP/1.1 400 "),
+            "{body:?}: {answered}"
+        );
+        until(async || setup.proxy.status().await["active_requests"] == 0).await;
+        // Closed in the middle of a request, the target cannot take it for a whole one.
+        let seen = String::from_utf8(seen.lock().unwrap().clone()).unwrap();
+        assert!(
+            !seen.contains("smuggled") && !seen.ends_with("0\r\n\r\n"),
+            "{body:?}: {seen}"
+        );
+    }
+}
+
+/// A target that only listens, and what it has heard.
+async fn sink() -> (Arc<Mutex<Vec<u8>>>, Target) {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let heard = seen.clone();
+    let target = Target::start(move |mut connection| {
+        let heard = heard.clone();
+        async move {
+            while let Ok(1..) = connection.read_more().await {
+                heard.lock().unwrap().append(&mut connection.unread);
+            }
+        }
+    })
+    .await;
+    (seen, target)
 }
 
 #[tokio::test]
@@ -43,36 +168,6 @@ async fn too_large_a_head_is_refused() {
     let answer = ask(setup.proxy.public, format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n")).await;
     assert_eq!(answer.status(), 431);
     assert_eq!(hub.connections(), 0);
-}
-
-/// Framed twice, a request is read as chunked (RFC 9112, section 6.3) and goes on framed once: the target cannot read it
-/// any other way than we did.
-#[tokio::test]
-async fn a_body_framed_twice_goes_on_framed_once() {
-    for order in [
-        "Content-Length: 4\r\nTransfer-Encoding: chunked",
-        "Transfer-Encoding: chunked\r\nContent-Length: 4",
-    ] {
-        let (target, mut connections) = Target::manual().await;
-        let setup = Setup::new(&[("/", &target.url)]).await;
-        let mut client = Conversation::connect(setup.proxy.public).await;
-        client
-            .send(format!(
-                "POST /one HTTP/1.1\r\nHost: a\r\n{order}\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
-            ))
-            .await;
-        let mut connection = soon(connections.recv()).await.unwrap();
-        let head = soon(connection.head()).await.unwrap().to_lowercase();
-        assert!(
-            head.contains("transfer-encoding: chunked") && !head.contains("content-length"),
-            "{head}"
-        );
-        assert_eq!(connection.chunk().await, b"abc");
-        assert_eq!(connection.chunk().await, b"");
-        connection.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
-        assert_eq!(client.answer().await.status(), 200);
-        assert!(connection.unread.is_empty());
-    }
 }
 
 #[tokio::test]
@@ -154,4 +249,137 @@ async fn an_answer_framed_twice_goes_on_framed_once() {
     let answer = client.answer().await;
     assert_eq!((answer.status(), answer.text().as_str()), (200, "abc"));
     assert_eq!(answer.header("content-length"), None);
+}
+
+/// It would make a request that the client thinks it has not sent yet of what it sends next.
+#[tokio::test]
+async fn a_request_that_breaks_off_is_none() {
+    let (seen, sink) = sink().await;
+    let setup = Setup::new(&[("/", &sink.url)]).await;
+    let mut client = Conversation::connect(setup.proxy.public).await;
+    client
+        .send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc")
+        .await;
+    until(async || seen.lock().unwrap().ends_with(b"abc")).await;
+    drop(client);
+    until(async || setup.proxy.status().await["active_requests"] == 0).await;
+    let series = r#"holdfast_proxy_target_failures_total{reason="response"}"#;
+    assert_eq!(setup.proxy.metric(series).await, 0.0, "it was not the target's failure");
+}
+
+#[tokio::test]
+async fn one_address_has_no_more_connections_than_it_may() {
+    let hub = Target::mirror("hub").await;
+    let setup = Setup::with(&[("/", &hub.url)], |config| {
+        config.connections_per_address_max = Some(2)
+    })
+    .await;
+    let request = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let mut first = Conversation::connect(setup.proxy.public).await;
+    let mut second = Conversation::connect(setup.proxy.public).await;
+    for client in [&mut first, &mut second] {
+        client.send(request).await;
+        assert_eq!(client.answer().await.status(), 200);
+    }
+    let mut third = Conversation::connect(setup.proxy.public).await;
+    third.send(request).await;
+    assert_eq!(third.rest().await, b"");
+    let series = r#"holdfast_proxy_connections_dropped_total{reason="address"}"#;
+    assert_eq!(setup.proxy.metric(series).await, 1.0);
+    drop(first);
+    until(async || setup.proxy.metric("holdfast_proxy_connections").await == 1.0).await;
+    assert_eq!(ask(setup.proxy.public, request).await.status(), 200);
+    second.send(request).await;
+    assert_eq!(second.answer().await.status(), 200);
+}
+
+/// Counted from the last byte either way, and not counted for a WebSocket.
+#[tokio::test]
+async fn a_connection_on_which_nothing_passes_is_closed_if_that_is_wished() {
+    let (target, mut connections) = Target::manual().await;
+    let setup = Setup::with(&[("/", &target.url)], |config| {
+        config.client_timeout = Some(Duration::from_millis(600))
+    })
+    .await;
+    let (mut websocket, mut server) = crate::websockets::open(&setup, &mut connections).await;
+    let mut slow = Conversation::connect(setup.proxy.public).await;
+    slow.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\n")
+        .await;
+    let mut connection = soon(connections.recv()).await.unwrap();
+    soon(connection.head()).await.unwrap();
+    for _ in 0..5 {
+        // Slow, but not silent.
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        slow.send("x").await;
+        assert_eq!(connection.take(1).await, b"x");
+    }
+    let rest = slow.rest().await;
+    assert!(
+        rest.is_empty() || rest.starts_with(b"HTTP/1.1 400 "),
+        "now it is silent"
+    );
+    assert_eq!(connection.rest().await, b"");
+    websocket.send("still here").await;
+    assert_eq!(server.take(10).await, b"still here");
+}
+
+#[tokio::test]
+async fn a_target_that_is_silent_for_too_long_is_given_up_if_that_is_wished() {
+    let (target, mut connections) = Target::manual().await;
+    let setup = Setup::with(&[("/", &target.url)], |config| {
+        config.target_timeout = Some(Duration::from_millis(500))
+    })
+    .await;
+    let mut client = Conversation::connect(setup.proxy.public).await;
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let mut connection = soon(connections.recv()).await.unwrap();
+    soon(connection.head()).await.unwrap();
+    assert_eq!(client.answer().await.status(), 503);
+    assert_eq!(connection.rest().await, b"");
+    let series = r#"holdfast_proxy_target_failures_total{reason="silent"}"#;
+    assert_eq!(setup.proxy.metric(series).await, 1.0);
+
+    // An upload that goes on is no silence; and within an answer each part of it counts.
+    let mut client = Conversation::connect(setup.proxy.public).await;
+    client
+        .send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n")
+        .await;
+    let mut connection = soon(connections.recv()).await.unwrap();
+    soon(connection.head()).await.unwrap();
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        client.send("x").await;
+    }
+    connection.take(5).await;
+    connection
+        .send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        .await;
+    soon(client.head()).await.unwrap();
+    for _ in 0..4 {
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        connection.send("1\r\nx\r\n").await;
+        assert_eq!(client.chunk().await, b"x");
+    }
+    let rest = client.rest().await;
+    assert!(!rest.ends_with(b"0\r\n\r\n"), "it broke off: {rest:?}");
+}
+
+/// What a target says in its head costs memory here, and a client's buffers there.
+#[tokio::test]
+async fn a_target_with_too_large_a_head_has_not_answered() {
+    let (target, mut connections) = Target::manual().await;
+    let setup = Setup::new(&[("/", &target.url)]).await;
+    let long = format!("X-Long: {}\r\n", "a".repeat(80 * 1024));
+    let many: String = (0..200).map(|n| format!("X-{n}: 1\r\n")).collect();
+    let folded = "X: a\r\n b\r\n".to_owned();
+    for headers in [long, many, folded] {
+        let mut client = Conversation::connect(setup.proxy.public).await;
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        let mut connection = soon(connections.recv()).await.unwrap();
+        soon(connection.head()).await.unwrap();
+        connection
+            .send(format!("HTTP/1.1 200 OK\r\n{headers}Content-Length: 0\r\n\r\n"))
+            .await;
+        assert_eq!(client.answer().await.status(), 503);
+    }
 }

@@ -186,10 +186,10 @@ async fn what_stands_in_the_way_of_a_start_is_named() {
 
     let other = TempDir::new().unwrap();
     let mut taken = config(other.path());
-    taken.listen = first.public_address();
+    taken.listen = first.public_addresses().to_vec();
     let taken = said(taken.build().await.err().unwrap());
     assert!(
-        taken.contains("listen") && taken.contains(&first.public_address().to_string()),
+        taken.contains("listen") && taken.contains(&first.public_addresses()[0].to_string()),
         "{taken}"
     );
 

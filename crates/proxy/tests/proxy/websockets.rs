@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 
-use crate::fixture::{Conversation, Setup, Target, get, header, soon, table, until};
+use crate::fixture::{Conversation, Setup, Target, ask, get, header, soon, table, until};
 
 pub const REQUEST: &str = "GET /user/alice/api/kernels/1/channels?token=x HTTP/1.1\r\nHost: hub.example.org\r\n\
     Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
@@ -104,22 +104,21 @@ async fn a_refusal_is_an_ordinary_answer() {
     let answer = client.answer().await;
     assert_eq!((answer.status(), answer.text().as_str()), (403, "no"));
     assert_eq!(answer.header("upgrade"), None);
-    // The connection is one for requests still.
-    client.send("GET /_chp_healthz HTTP/1.1\r\nHost: a\r\n\r\n").await;
-    assert_eq!(client.answer().await.status(), 200);
+    // What a client has sent ahead was meant for its WebSocket, so nobody may take it for a request.
+    assert_eq!(answer.header("connection"), Some("close"));
+    assert_eq!(client.rest().await, b"");
+    assert_eq!(target.rest().await, b"");
     assert_eq!(setup.proxy.status().await["active_websockets"], 0);
 }
 
 #[tokio::test]
 async fn no_target_and_no_route_are_answers_with_a_body() {
     let setup = Setup::new(&[("/user/", "http://127.0.0.1:1")]).await;
-    let mut client = Conversation::connect(setup.proxy.public).await;
-    client.send(REQUEST).await;
-    let answer = client.answer().await;
+    let answer = ask(setup.proxy.public, REQUEST).await;
     assert_eq!(answer.status(), 503);
     assert!(!answer.body.is_empty());
-    client.send(REQUEST.replace("/user/alice", "/nowhere")).await;
-    assert_eq!(client.answer().await.status(), 404);
+    let answer = ask(setup.proxy.public, REQUEST.replace("/user/alice", "/nowhere")).await;
+    assert_eq!(answer.status(), 404);
 }
 
 #[tokio::test]
@@ -127,13 +126,20 @@ async fn another_protocol_is_not_switched_to_but_answered() {
     let hub = Target::mirror("hub").await;
     let setup = Setup::new(&[("/", &hub.url)]).await;
     let mut client = Conversation::connect(setup.proxy.public).await;
-    for request in [
-        "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAM\r\n\r\n",
-        "POST / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n",
+    for (request, connection) in [
+        (
+            "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAM\r\n\r\n",
+            None,
+        ),
+        (
+            "POST / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n",
+            Some("close"),
+        ),
     ] {
         client.send(request).await;
         let answer = client.answer().await;
         assert_eq!(answer.status(), 200, "{request}");
+        assert_eq!(answer.header("connection"), connection, "{request}");
         let seen = answer.text();
         assert_eq!(
             (header(&seen, "upgrade"), header(&seen, "http2-settings")),

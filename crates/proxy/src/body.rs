@@ -1,0 +1,258 @@
+//! Bodies on their way: what a client sends to a target, and what a target sends to a client.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::metrics::Active;
+use crate::targets::Lease;
+
+/// The body of a request to a target.
+pub(crate) struct Upload {
+    /// `None`: there is none.
+    body: Option<Incoming>,
+    progress: Option<Arc<Progress>>,
+}
+
+impl Upload {
+    pub(crate) fn none() -> Self {
+        Upload {
+            body: None,
+            progress: None,
+        }
+    }
+
+    /// What a client sends; the progress is that of a body which is not at its end already.
+    pub(crate) fn relayed(body: Incoming) -> (Self, Option<Arc<Progress>>) {
+        if body.is_end_stream() {
+            return (Upload::none(), None);
+        }
+        let progress = Arc::new(Progress::default());
+        let upload = Upload {
+            body: Some(body),
+            progress: Some(progress.clone()),
+        };
+        (upload, Some(progress))
+    }
+}
+
+/// How far an upload has come, as seen by who waits for the answer to it.
+#[derive(Default)]
+pub(crate) struct Progress {
+    ended: AtomicBool,
+    failed: AtomicBool,
+    frames: AtomicU64,
+}
+
+impl Progress {
+    /// True if the whole body was handed on.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// True if the client broke off, or sent what is no body.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    fn frames(&self) -> u64 {
+        self.frames.load(Ordering::Relaxed)
+    }
+}
+
+impl HttpBody for Upload {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let Upload { body, progress } = self.get_mut();
+        let Some(body) = body else {
+            return Poll::Ready(None);
+        };
+        let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+        if let Some(progress) = progress {
+            match &frame {
+                Some(Ok(_)) => {
+                    progress.frames.fetch_add(1, Ordering::Relaxed);
+                    if body.is_end_stream() {
+                        progress.ended.store(true, Ordering::Release);
+                    }
+                }
+                Some(Err(_)) => progress.failed.store(true, Ordering::Release),
+                None => progress.ended.store(true, Ordering::Release),
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(HttpBody::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.body {
+            Some(body) => body.size_hint(),
+            None => SizeHint::with_exact(0),
+        }
+    }
+}
+
+/// Waits for the answer to an upload, as long as either goes on: `None` after `patience` without a frame of it.
+pub(crate) async fn answered<F: Future>(
+    answer: F,
+    patience: Option<Duration>,
+    progress: Option<&Arc<Progress>>,
+) -> Option<F::Output> {
+    let Some(patience) = patience else {
+        return Some(answer.await);
+    };
+    let mut answer = std::pin::pin!(answer);
+    let mut seen = 0;
+    loop {
+        if let Ok(answer) = tokio::time::timeout(patience, answer.as_mut()).await {
+            return Some(answer);
+        }
+        match progress.map(|progress| progress.frames()) {
+            Some(frames) if frames != seen => seen = frames,
+            _ => return None,
+        }
+    }
+}
+
+/// What is sent to a client, never held back: each frame goes on as it comes.
+pub(crate) enum Body {
+    /// Of our own making.
+    Whole(Bytes),
+    /// A target's.
+    Relayed(Relayed),
+}
+
+/// A target's answer, with the connection that it comes from.
+pub(crate) struct Relayed {
+    body: Incoming,
+    ended: bool,
+    /// The connection, which is used again if the answer is read to its end.
+    lease: Option<Lease>,
+    patience: Option<Box<Patience>>,
+    _active: Active,
+}
+
+/// For how long a target may be silent within its answer.
+struct Patience {
+    limit: Duration,
+    /// Set while a frame is waited for.
+    until: Option<Pin<Box<Sleep>>>,
+}
+
+impl Body {
+    pub(crate) fn whole(bytes: Bytes) -> Self {
+        Body::Whole(bytes)
+    }
+
+    pub(crate) fn relayed(body: Incoming, lease: Lease, patience: Option<Duration>, active: Active) -> Self {
+        Body::Relayed(Relayed {
+            ended: false,
+            body,
+            lease: Some(lease),
+            patience: patience.map(|limit| Box::new(Patience { limit, until: None })),
+            _active: active,
+        })
+    }
+}
+
+impl Relayed {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(frame) => {
+                self.ended = frame.is_none();
+                if let Some(patience) = &mut self.patience {
+                    patience.until = None;
+                }
+                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Target)))
+            }
+            Poll::Pending => match &mut self.patience {
+                Some(patience) => patience.poll(cx).map(|()| Some(Err(BodyError::Silent))),
+                None => Poll::Pending,
+            },
+        }
+    }
+}
+
+impl Patience {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let limit = self.limit;
+        let until = self
+            .until
+            .get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + limit)));
+        until.as_mut().poll(cx)
+    }
+}
+
+impl Drop for Relayed {
+    fn drop(&mut self) {
+        if (self.ended || self.body.is_end_stream())
+            && let Some(lease) = self.lease.take()
+        {
+            lease.give_back();
+        }
+    }
+}
+
+/// Why an answer breaks off: the client's connection is closed, so that it cannot take it for a whole one.
+#[derive(Debug)]
+pub(crate) enum BodyError {
+    Target(hyper::Error),
+    Silent,
+}
+
+impl fmt::Display for BodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            BodyError::Target(_) => "the target's answer broke off",
+            BodyError::Silent => "the target was silent for too long within its answer",
+        })
+    }
+}
+
+impl std::error::Error for BodyError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            BodyError::Target(error) => Some(error),
+            BodyError::Silent => None,
+        }
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Body::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Body::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Body::Relayed(relayed) => relayed.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Body::Whole(bytes) => bytes.is_empty(),
+            Body::Relayed(relayed) => relayed.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Body::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Body::Relayed(relayed) => relayed.body.size_hint(),
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! HTTP/2 from users, HTTP/1.1 to targets.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::Reason;
+use h2::ext::Protocol;
+use http::{HeaderMap, Method, Request, StatusCode, Version};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use crate::fixture::{Conversation, Http2, Setup, Target, header, soon, until};
+use crate::websockets::ACCEPT;
+
+fn request(method: Method, uri: &str) -> Request<()> {
+    let mut request = Request::new(());
+    *request.method_mut() = method;
+    *request.uri_mut() = uri.parse().unwrap();
+    *request.version_mut() = Version::HTTP_2;
+    request
+}
+
+#[tokio::test]
+async fn a_request_becomes_one_of_http_1() {
+    let hub = Target::mirror("hub").await;
+    let setup = Setup::new(&[("/user/alice/", &hub.url)]).await;
+    let mut client = Http2::connect(setup.proxy.public).await;
+    let mut asked = request(Method::GET, "http://Hub.Example:8000/user/%61lice/x?q=%20");
+    for cookie in ["a=1", "b=2", "c=3"] {
+        asked.headers_mut().append("cookie", cookie.parse().unwrap());
+    }
+    asked.headers_mut().insert("te", "trailers".parse().unwrap());
+    asked
+        .headers_mut()
+        .insert("x-forwarded-for", "6.6.6.6".parse().unwrap());
+    let (answer, body) = client.ask(asked, Bytes::new()).await;
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.headers()["x-target"], "hub");
+    let seen = String::from_utf8(body).unwrap();
+    assert!(seen.starts_with("GET /user/%61lice/x?q=%20 HTTP/1.1\r\n"), "{seen}");
+    for (name, value) in [
+        ("host", "Hub.Example:8000"),
+        ("cookie", "a=1; b=2; c=3"),
+        ("te", "trailers"),
+        ("x-forwarded-for", "127.0.0.1"),
+        ("x-forwarded-host", "Hub.Example:8000"),
+        ("x-forwarded-port", "8000"),
+        ("x-forwarded-proto", "http"),
+    ] {
+        assert_eq!(header(&seen, name), Some(value), "{name} in {seen}");
+    }
+    assert_eq!(seen.to_lowercase().matches("\r\ncookie:").count(), 1, "{seen}");
+    assert_eq!(seen.to_lowercase().matches("\r\nhost:").count(), 1, "{seen}");
+
+    let (answer, body) = client
+        .ask(request(Method::POST, "http://a/user/alice/"), Bytes::from("abc"))
+        .await;
+    assert_eq!(answer.status(), 200);
+    let seen = String::from_utf8(body).unwrap();
+    assert_eq!(header(&seen, "transfer-encoding"), Some("chunked"), "{seen}");
+}
+
+#[tokio::test]
+async fn requests_run_beside_each_other() {
+    let (target, mut connections) = Target::manual().await;
+    let setup = Setup::new(&[("/", &target.url)]).await;
+    let mut client = Http2::connect(setup.proxy.public).await;
+    let (slow, _) = client.send(request(Method::GET, "http://a/slow"), true).await;
+    let mut first = soon(connections.recv()).await.unwrap();
+    soon(first.head()).await.unwrap();
+    let (quick, _) = client.send(request(Method::GET, "http://a/quick"), true).await;
+    let mut second = soon(connections.recv()).await.unwrap();
+    soon(second.head()).await.unwrap();
+    second.send("HTTP/1.1 204 No Content\r\n\r\n").await;
+    assert_eq!(soon(quick).await.unwrap().status(), 204);
+    first
+        .send(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n1\r\na\r\n0\r\nX-Sum: 7\r\n\r\n",
+        )
+        .await;
+    let answer = soon(slow).await.unwrap();
+    assert!(answer.headers().get("connection").is_none() && answer.headers().get("transfer-encoding").is_none());
+    let mut body = answer.into_body();
+    assert_eq!(soon(body.data()).await.unwrap().unwrap(), "a");
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_in_one_way_gets_400() {
+    let hub = Target::mirror("hub").await;
+    let setup = Setup::new(&[("/", &hub.url)]).await;
+    let mut client = Http2::connect(setup.proxy.public).await;
+    for path in ["/user/../x", "/user/%2e%2e/x", "//evil/x", "/%zz"] {
+        let (answer, _) = client.get(&format!("http://a{path}")).await;
+        assert_eq!(answer.status(), 400, "{path}");
+        assert!(answer.headers().get("connection").is_none());
+    }
+    let mut two_hosts = request(Method::GET, "http://a/");
+    two_hosts.headers_mut().insert("host", "b".parse().unwrap());
+    assert_eq!(client.ask(two_hosts, Bytes::new()).await.0.status(), 400);
+    let connect = request(Method::CONNECT, "a:80");
+    assert_eq!(client.ask(connect, Bytes::new()).await.0.status(), 400);
+    let mut other = request(Method::CONNECT, "http://a/");
+    other.extensions_mut().insert(Protocol::from_static("connect-udp"));
+    assert_eq!(client.ask(other, Bytes::new()).await.0.status(), 400);
+    assert_eq!(hub.connections(), 0);
+    assert_eq!(client.get("http://a/").await.0.status(), 200, "the connection goes on");
+}
+
+fn websocket() -> Request<()> {
+    let mut request = request(Method::CONNECT, "http://hub.example/user/alice/channels");
+    request.extensions_mut().insert(Protocol::from_static("websocket"));
+    let headers = request.headers_mut();
+    headers.insert("sec-websocket-version", "13".parse().unwrap());
+    headers.insert("sec-websocket-protocol", "v1.kernel".parse().unwrap());
+    headers.insert("origin", "http://hub.example".parse().unwrap());
+    request
+}
+
+/// What a server answers that has read the key.
+fn accept(head: &str) -> String {
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+    let key = header(head, "sec-websocket-key").unwrap();
+    assert_eq!(STANDARD.decode(key).unwrap().len(), 16);
+    let text = format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    let hashed = ring::digest::digest(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes());
+    ACCEPT.replace("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", &STANDARD.encode(hashed))
+}
+
+#[tokio::test]
+async fn a_websocket_over_http_2_is_one_over_http_1_to_its_target() {
+    let (target, mut connections) = Target::manual().await;
+    let setup = Setup::new(&[("/", &target.url)]).await;
+    let mut client = Http2::connect(setup.proxy.public).await;
+    client.until_websockets().await;
+    let (answer, mut up) = client.send(websocket(), false).await;
+    up.send_data(Bytes::from_static(b"early"), false).unwrap();
+    let mut server = soon(connections.recv()).await.unwrap();
+    let head = soon(server.head()).await.unwrap();
+    assert!(head.starts_with("GET /user/alice/channels HTTP/1.1\r\n"), "{head}");
+    for (name, value) in [
+        ("host", "hub.example"),
+        ("connection", "Upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-protocol", "v1.kernel"),
+        ("origin", "http://hub.example"),
+    ] {
+        assert_eq!(header(&head, name), Some(value), "{head}");
+    }
+    let early = tokio::time::timeout(Duration::from_millis(300), server.read_more()).await;
+    assert!(early.is_err(), "nothing before the 101");
+    server.send(accept(&head)).await;
+    let answer = soon(answer).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert_eq!(answer.headers()["sec-websocket-protocol"], "v1.kernel");
+    for gone in ["connection", "upgrade", "sec-websocket-accept"] {
+        assert!(answer.headers().get(gone).is_none(), "{gone}");
+    }
+    let mut down = answer.into_body();
+    assert_eq!(server.take(5).await, b"early");
+    server.send("from the server").await;
+    assert_eq!(soon(down.data()).await.unwrap().unwrap(), "from the server");
+    assert_eq!(setup.proxy.status().await["active_websockets"], 1);
+    // Other requests are not in its way.
+    let (other, _) = client.send(request(Method::GET, "http://a/other"), true).await;
+    let mut second = soon(connections.recv()).await.unwrap();
+    soon(second.head()).await.unwrap();
+    second.send("HTTP/1.1 204 No Content\r\n\r\n").await;
+    assert_eq!(soon(other).await.unwrap().status(), 204);
+    up.send_data(Bytes::from_static(b"bye"), true).unwrap();
+    assert_eq!(server.rest().await, b"bye");
+    server.stream.shutdown().await.unwrap();
+    while let Some(data) = soon(down.data()).await {
+        assert!(data.unwrap().is_empty());
+    }
+    until(async || setup.proxy.status().await["active_websockets"] == 0).await;
+}
+
+#[tokio::test]
+async fn a_websocket_over_http_2_is_open_only_if_its_target_says_so() {
+    let (target, mut connections) = Target::manual().await;
+    let setup = Setup::new(&[("/", &target.url)]).await;
+    let mut client = Http2::connect(setup.proxy.public).await;
+    client.until_websockets().await;
+    for (answered, expected) in [
+        ("HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno", 403),
+        // In HTTP/2 any success would open it.
+        ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", 503),
+        // A key that was not read.
+        (ACCEPT, 503),
+    ] {
+        let (answer, _up) = client.send(websocket(), false).await;
+        let mut server = soon(connections.recv()).await.unwrap();
+        soon(server.head()).await.unwrap();
+        server.send(answered).await;
+        assert_eq!(soon(answer).await.unwrap().status(), expected, "{answered}");
+        assert_eq!(server.rest().await, b"");
+    }
+    assert_eq!(setup.proxy.status().await["active_websockets"], 0);
+}
+
+/// CVE-2023-44487: to take a request back costs a client nothing, and us a connection to a target each time.
+#[tokio::test]
+async fn a_client_that_takes_back_request_after_request_is_cut_off() {
+    let (target, _connections) = Target::manual().await;
+    let setup = Setup::new(&[("/", &target.url)]).await;
+    let mut client = Http2::connect(setup.proxy.public).await;
+    let mut sent = 0;
+    soon(async {
+        // Each one is let come to its target before it is taken back.
+        while sent < 5_000 {
+            let before = target.connections();
+            let Ok((_answer, mut up)) = client.try_send(request(Method::GET, "http://a/"), false).await else {
+                break;
+            };
+            sent += 1;
+            let mut waited = 0;
+            while target.connections() == before && waited < 50 && !client.has_ended() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                waited += 1;
+            }
+            up.send_reset(Reason::CANCEL);
+        }
+    })
+    .await;
+    assert!((200..1_000).contains(&sent), "{sent} requests");
+    let series = r#"holdfast_proxy_connections_dropped_total{reason="resets"}"#;
+    assert_eq!(setup.proxy.metric(series).await, 1.0);
+    until(async || setup.proxy.status().await["active_requests"] == 0).await;
+}
+
+#[tokio::test]
+async fn limits_are_told_and_held() {
+    let (target, _connections) = Target::manual().await;
+    let setup = Setup::with(&[("/", &target.url)], |config| {
+        config.header_read_timeout = Duration::from_millis(400)
+    })
+    .await;
+    let mut client = Http2::connect(setup.proxy.public).await;
+    client.until_websockets().await;
+    assert_eq!(client.streams_max(), 100);
+    let mut large = request(Method::GET, "http://a/");
+    for n in 0..20 {
+        let value = "x".repeat(8 * 1024).parse().unwrap();
+        large
+            .headers_mut()
+            .insert(http::HeaderName::try_from(format!("x-{n}")).unwrap(), value);
+    }
+    // Refused by 431, or by the stream's end: either way no target hears of it.
+    let (answer, _) = client.send(large, true).await;
+    if let Ok(answer) = soon(answer).await {
+        assert_eq!(answer.status(), StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+    }
+    assert_eq!(target.connections(), 0);
+    // Idle, it is told to go away.
+    soon(client.ended()).await;
+
+    // One that does not even begin is closed too.
+    for begin in ["", "PRI * HTTP", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"] {
+        let mut silent = Conversation::connect(setup.proxy.public).await;
+        silent.send(begin).await;
+        silent.rest().await;
+    }
+    until(async || setup.proxy.metric("holdfast_proxy_connections").await == 0.0).await;
+}
+
+#[tokio::test]
+async fn a_request_in_progress_is_no_idleness() {
+    let (target, mut connections) = Target::manual().await;
+    let setup = Setup::with(&[("/", &target.url)], |config| {
+        config.header_read_timeout = Duration::from_millis(100)
+    })
+    .await;
+    let mut client = Http2::connect(setup.proxy.public).await;
+    let (answer, _) = client.send(request(Method::GET, "http://a/slow"), true).await;
+    let mut server = soon(connections.recv()).await.unwrap();
+    soon(server.head()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    server.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n").await;
+    let mut body = soon(answer).await.unwrap().into_body();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    server.send("hi").await;
+    assert_eq!(soon(body.data()).await.unwrap().unwrap(), "hi");
+}
+
+#[tokio::test]
+async fn a_drain_tells_clients_to_go_and_waits_for_what_they_have_asked() {
+    let (target, mut connections) = Target::manual().await;
+    let mut setup = Setup::new(&[("/", &target.url)]).await;
+    let mut client = Http2::connect(setup.proxy.public).await;
+    let (answer, _) = client.send(request(Method::GET, "http://a/slow"), true).await;
+    let mut server = soon(connections.recv()).await.unwrap();
+    soon(server.head()).await.unwrap();
+    setup.proxy.shutdown.cancel();
+    until(async || TcpStream::connect(setup.proxy.public).await.is_err()).await;
+    assert!(setup.proxy.is_running());
+    server.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone").await;
+    let answer = soon(answer).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert_eq!(soon(answer.into_body().data()).await.unwrap().unwrap(), "done");
+    soon(client.ended()).await;
+    setup.proxy.ended().await;
+}
+
+#[tokio::test]
+async fn trailers_pass() {
+    let (target, mut connections) = Target::manual().await;
+    let setup = Setup::new(&[("/", &target.url)]).await;
+    let mut client = Http2::connect(setup.proxy.public).await;
+    let mut asked = request(Method::GET, "http://a/");
+    asked.headers_mut().insert("te", "trailers".parse().unwrap());
+    let (answer, _) = client.send(asked, true).await;
+    let mut server = soon(connections.recv()).await.unwrap();
+    soon(server.head()).await.unwrap();
+    server
+        .send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: x-sum\r\n\r\n1\r\na\r\n0\r\nx-sum: 7\r\n\r\n")
+        .await;
+    let mut body = soon(answer).await.unwrap().into_body();
+    assert_eq!(soon(body.data()).await.unwrap().unwrap(), "a");
+    let trailers: Option<HeaderMap> = soon(body.trailers()).await.unwrap();
+    assert_eq!(trailers.unwrap()["x-sum"], "7");
+}
