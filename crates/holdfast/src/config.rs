@@ -234,7 +234,7 @@ fn read_file(path: &Path, command: &Command, mistakes: &mut Vec<String>) -> BTre
         match as_text(&value) {
             Some(text) => drop(values.insert(arg.get_id().to_string(), text)),
             None => {
-                let problem = "must be a string, a number or a list of strings";
+                let problem = "must be a string, a number, true or false, or a list of strings";
                 mistakes.push(format!(
                     "{key} in {} {:?}: {problem}",
                     path.display(),
@@ -250,6 +250,7 @@ fn as_text(value: &toml::Value) -> Option<String> {
     match value {
         toml::Value::String(text) => Some(text.clone()),
         toml::Value::Integer(number) => Some(number.to_string()),
+        toml::Value::Boolean(value) => Some(value.to_string()),
         toml::Value::Array(items) => {
             let items: Option<Vec<_>> = items.iter().map(toml::Value::as_str).collect();
             items.map(|items| items.join(","))

@@ -1,12 +1,18 @@
 //! `holdfast proxy`: serves users from the table.
 
-use std::net::SocketAddr;
+mod doors;
+mod forwarding;
+
+use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Args;
 use holdfast_proxy::{ConfigError, ProxyConfig};
 use tokio::task::JoinSet;
 
+use self::doors::DoorArgs;
+use self::forwarding::ForwardingArgs;
 use super::{Common, CommonArgs, block_on};
 use crate::config::{Mistakes, Settings, parse};
 use crate::limits;
@@ -31,14 +37,6 @@ pub struct ProxyArgs {
     #[arg(long, env = "HOLDFAST_ENDPOINTS", value_name = "HOST:PORT,...")]
     endpoints: Option<String>,
 
-    /// Serves users on this address. [default: every address]
-    #[arg(long, env = "HOLDFAST_IP", value_name = "IP")]
-    ip: Option<String>,
-
-    /// Serves users on this port: plain HTTP and WebSockets, and /_chp_healthz.
-    #[arg(long, env = "HOLDFAST_PORT", value_name = "PORT", default_value = "8000")]
-    port: String,
-
     /// Where probes and monitoring are answered: HTTP /livez, /readyz, /metrics, /status. Empty: nowhere.
     #[arg(
         long,
@@ -56,9 +54,19 @@ pub struct ProxyArgs {
     #[arg(long, env = "HOLDFAST_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "60s")]
     drain_timeout: String,
 
+    /// Writes the process id into this file, and removes it at the end.
+    #[arg(long, env = "HOLDFAST_PID_FILE", value_name = "FILE")]
+    pid_file: Option<String>,
+
     /// Ends in good order when standard input ends. `holdfast up` holds the other end of it.
     #[arg(long, hide = true)]
     exit_with_parent: bool,
+
+    #[command(flatten)]
+    doors: DoorArgs,
+
+    #[command(flatten)]
+    forwarding: ForwardingArgs,
 
     #[command(flatten)]
     common: CommonArgs,
@@ -69,6 +77,7 @@ pub fn run(args: ProxyArgs, mut settings: Settings) -> anyhow::Result<ExitCode> 
     let (config, common) = read(&args, &mut settings)?;
     common.start_logging();
     limits::raise_open_files();
+    let _pid_file = args.pid_file.map(PidFile::write).transpose()?;
     block_on(async {
         let mut tasks = JoinSet::new();
         let stop = Stop::on_signals(&mut tasks)?;
@@ -101,19 +110,19 @@ fn read(args: &ProxyArgs, settings: &mut Settings) -> Result<(ProxyConfig, Commo
     );
     let hint = "list the replicas' client addresses, like 10.0.0.1:7011,10.0.0.2:7011,10.0.0.3:7011";
     let endpoints = settings.read_required("endpoints", args.endpoints.as_deref(), hint, parse::endpoints);
-    let ip = settings.read("ip", args.ip.as_deref().unwrap_or_default(), parse::ip);
-    let port = settings.read("port", &args.port, parse::port);
+    let doors = args.doors.read(settings);
+    let forwarding = args.forwarding.read(settings);
     let listen_admin = match args.listen_admin.as_str() {
         "" => Some(None),
         address => settings.read("listen-admin", address, parse::listen_address).map(Some),
     };
-    if let (Some(port), Some(Some(admin))) = (port, listen_admin)
-        && port != 0
-        && port == admin.port()
+    if let (Some((public, _)), Some(Some(admin))) = (&doors, listen_admin)
+        && public.port() != 0
+        && public.port() == admin.port()
     {
         settings.refuse(
             "port",
-            &args.port,
+            &args.doors.port,
             "--listen-admin has the same port: give each listener its own",
         );
     }
@@ -121,7 +130,10 @@ fn read(args: &ProxyArgs, settings: &mut Settings) -> Result<(ProxyConfig, Commo
     let drain_timeout = settings.read("drain-timeout", &args.drain_timeout, parse::duration);
     let common = args.common.read(settings, "info");
     let config = (|| {
-        let mut config = ProxyConfig::new(name?, endpoints?, SocketAddr::new(ip?, port?), data_dir?);
+        let (public, doors) = doors?;
+        let mut config = ProxyConfig::new(name?, endpoints?, public, data_dir?);
+        doors(&mut config);
+        forwarding?(&mut config);
         config.listen_admin = listen_admin?;
         config.drain_delay = drain_delay?;
         config.drain_timeout = drain_timeout?;
@@ -135,4 +147,146 @@ fn read(args: &ProxyArgs, settings: &mut Settings) -> Result<(ProxyConfig, Commo
             .for_each(|mistake| settings.refuse_as(mistake.to_string()));
     }
     settings.finish(config)
+}
+
+/// A file with this process's id, for as long as it lives.
+struct PidFile(PathBuf);
+
+impl PidFile {
+    fn write(path: String) -> anyhow::Result<Self> {
+        std::fs::write(&path, format!("{}\n", std::process::id()))
+            .with_context(|| format!("--pid-file {path:?} cannot be written"))?;
+        Ok(PidFile(path.into()))
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        // Nobody is left to be told, and the next start overwrites it.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+    use std::time::Duration;
+
+    use clap::{Command, FromArgMatches};
+    use holdfast_proxy::{Address, ErrorPages};
+
+    use super::*;
+    use crate::config;
+
+    fn told(flags: &[&str]) -> Result<ProxyConfig, String> {
+        let required = ["--name", "p0", "--data-dir", "/tmp", "--endpoints", "127.0.0.1:7011"];
+        let line = ["holdfast", "proxy"].iter().chain(&required).chain(flags);
+        let line: Vec<OsString> = line.map(OsString::from).collect();
+        let proxy = ProxyArgs::augment_args(Command::new("proxy"));
+        let (matches, mut settings) = config::load(Command::new("holdfast").subcommand(proxy), &line).unwrap();
+        let args = ProxyArgs::from_arg_matches(matches.subcommand().unwrap().1).unwrap();
+        read(&args, &mut settings)
+            .map(|(config, _)| config)
+            .map_err(|mistakes| mistakes.to_string())
+    }
+
+    #[test]
+    fn without_flags_a_proxy_changes_nothing_on_the_way() {
+        let config = told(&[]).unwrap();
+        assert!(matches!(config.listen[..], [Address::Tcp(address)] if address.port() == 8000));
+        assert!(config.tls.is_none() && config.redirect.is_none() && config.default_target.is_none());
+        assert!(config.allow_targets.is_empty() && config.client_timeout.is_none() && config.target_timeout.is_none());
+        let policy = config.policy;
+        assert!(policy.x_forward && policy.prepend_path && policy.include_prefix);
+        assert!(!policy.change_origin && !policy.auto_rewrite && policy.custom_headers.is_empty());
+        assert_eq!(config.error_pages, ErrorPages::BuiltIn);
+    }
+
+    #[test]
+    fn what_configurable_http_proxy_is_told_a_proxy_may_be_told() {
+        let config = told(&[
+            "--socket=/run/x.sock",
+            "--listen=127.0.0.1:9000,unix:/run/y.sock",
+            "--default-target=http://127.0.0.1:8081",
+            "--error-target",
+            "http://127.0.0.1:8081/hub/error",
+            "--no-x-forward",
+            "--no-prepend-path",
+            "--no-include-prefix",
+            "--change-origin",
+            "--auto-rewrite",
+            "--protocol-rewrite=https",
+            "--custom-header",
+            "X-A: 1",
+            "--custom-header",
+            "X-B: 2, 3",
+            "--insecure",
+            "--timeout=5s",
+            "--proxy-timeout=6s",
+            "--keep-alive-timeout=7s",
+            "--trusted-proxies=10.0.0.0/8,unix",
+            "--allow-targets=10.0.0.0/8:8888,http+unix:///run",
+            "--max-connections=10",
+            "--max-connections-per-address=2",
+        ])
+        .unwrap();
+        let listen: Vec<String> = config.listen.iter().map(Address::to_string).collect();
+        assert_eq!(listen, ["unix:/run/x.sock", "127.0.0.1:9000", "unix:/run/y.sock"]);
+        assert!(config.default_target.is_some() && matches!(config.error_pages, ErrorPages::Target(_)));
+        let policy = &config.policy;
+        assert!(!policy.x_forward && !policy.prepend_path && !policy.include_prefix);
+        assert!(policy.change_origin && policy.auto_rewrite && policy.protocol_rewrite.is_some());
+        assert_eq!(
+            (policy.custom_headers.len(), &policy.custom_headers["x-b"]),
+            (2, &"2, 3".parse().unwrap())
+        );
+        assert!(config.target_tls.insecure);
+        assert_eq!(config.client_timeout, Some(Duration::from_secs(5)));
+        assert_eq!(config.target_timeout, Some(Duration::from_secs(6)));
+        assert_eq!(config.header_read_timeout, Duration::from_secs(7));
+        assert_eq!(config.allow_targets.len(), 2);
+        assert_eq!(
+            (config.connections_max, config.connections_per_address_max),
+            (10, Some(2))
+        );
+    }
+
+    #[test]
+    fn every_mistake_in_the_flags_is_reported_at_once() {
+        let said = told(&[
+            "--port=x",
+            "--listen=here",
+            "--ssl-cert=/nonexistent",
+            "--ssl-request-cert",
+            "--redirect-port=80000",
+            "--custom-header=none",
+            "--trusted-proxies=everybody",
+            "--allow-targets=ftp://x",
+            "--protocol-rewrite=gopher",
+            "--client-ssl-key=/nonexistent",
+            "--max-connections=0",
+            "--proxy-timeout=5",
+        ])
+        .unwrap_err();
+        for part in [
+            "--port \"x\"",
+            "--listen \"here\"",
+            "--ssl-cert \"/nonexistent\": cannot be read",
+            "--ssl-request-cert needs --ssl-ca",
+            "--redirect-port \"80000\"",
+            "--custom-header \"none\": a colon is expected",
+            "--trusted-proxies \"everybody\"",
+            "--allow-targets \"ftp://x\"",
+            "--protocol-rewrite \"gopher\"",
+            "--client-ssl-key \"/nonexistent\"",
+            "--max-connections \"0\"",
+            "--proxy-timeout \"5\": has no unit",
+        ] {
+            assert!(said.contains(part), "{part} is missing in: {said}");
+        }
+        let both = told(&["--error-target=http://a.example", "--error-path=/tmp"]).unwrap_err();
+        assert!(both.contains("exclude each other"), "{both}");
+        let alone = told(&["--redirect-port=8080"]).unwrap_err();
+        assert!(alone.contains("needs a certificate"), "{alone}");
+    }
 }

@@ -152,6 +152,24 @@ pub fn tokens(path: &str) -> Result<Tokens, String> {
     }
 }
 
+/// A file that is there.
+pub fn file(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    match std::fs::metadata(&path) {
+        Ok(metadata) if !metadata.is_dir() => Ok(path),
+        Ok(_) => Err("is a directory: give a file".into()),
+        Err(error) => Err(format!("cannot be read: {error}")),
+    }
+}
+
+/// How many of something, at least one.
+pub fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count) if count > 0 => Ok(count),
+        _ => Err("must be a whole number from 1 on".into()),
+    }
+}
+
 /// A port to listen on.
 pub fn port(text: &str) -> Result<u16, String> {
     text.parse()

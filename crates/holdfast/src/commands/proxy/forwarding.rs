@@ -1,0 +1,229 @@
+//! Flags about targets, and about how requests and answers are changed on their way.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use holdfast_proxy::policy::parse_header;
+use holdfast_proxy::{ErrorPages, Policy, Protocol, ProxyConfig, TargetRule, TargetTls, TrustedProxies};
+use holdfast_table::Target;
+
+use crate::config::{Settings, parse};
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Where requests go, and how")]
+pub(super) struct ForwardingArgs {
+    /// Sends requests that no route takes to this URL instead of answering them with 404, once the table is known.
+    #[arg(long, env = "HOLDFAST_DEFAULT_TARGET", value_name = "URL")]
+    default_target: Option<String>,
+
+    /// Asks this URL for error pages: GET URL/<status code>?url=<what was asked for>. JupyterHub's is <hub>/error.
+    #[arg(long, env = "HOLDFAST_ERROR_TARGET", value_name = "URL")]
+    error_target: Option<String>,
+
+    /// Shows <status code>.html, or else error.html, of this directory.
+    #[arg(long, env = "HOLDFAST_ERROR_PATH", value_name = "DIR")]
+    error_path: Option<String>,
+
+    /// Connects to these targets alone: comma-separated ranges, if need be with scheme and ports, like 10.0.0.0/8:8888,
+    /// https://10.0.0.0/8:8000-9000, http+unix:///run/servers. Link-local and metadata addresses, and the ports of this
+    /// proxy and its replicas, are never connected to. [default: all others]
+    #[arg(long, env = "HOLDFAST_ALLOW_TARGETS", value_name = "TARGETS")]
+    allow_targets: Option<String>,
+
+    /// Believes what reverse proxies at these addresses say of their users (X-Forwarded-For and its like), and adds to
+    /// it: comma-separated ranges, or unix for who comes by a unix socket. What others say is overwritten.
+    #[arg(long, env = "HOLDFAST_TRUSTED_PROXIES", value_name = "RANGE,...")]
+    trusted_proxies: Option<String>,
+
+    /// Tells targets nothing of users: no X-Forwarded-For and its like.
+    #[arg(
+        long,
+        env = "HOLDFAST_NO_X_FORWARD",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        default_value = "false"
+    )]
+    no_x_forward: String,
+
+    /// Leaves out the path of the target's URL.
+    #[arg(
+        long,
+        env = "HOLDFAST_NO_PREPEND_PATH",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        default_value = "false"
+    )]
+    no_prepend_path: String,
+
+    /// Leaves out the routespec of a request's path.
+    #[arg(
+        long,
+        env = "HOLDFAST_NO_INCLUDE_PREFIX",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        default_value = "false"
+    )]
+    no_include_prefix: String,
+
+    /// Replaces Host by the target's own.
+    #[arg(
+        long,
+        env = "HOLDFAST_CHANGE_ORIGIN",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        default_value = "false"
+    )]
+    change_origin: String,
+
+    /// In a target's redirects to itself, writes the host that the user asked.
+    #[arg(
+        long,
+        env = "HOLDFAST_AUTO_REWRITE",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        default_value = "false"
+    )]
+    auto_rewrite: String,
+
+    /// In a target's redirects to itself, writes this protocol: http or https.
+    #[arg(long, env = "HOLDFAST_PROTOCOL_REWRITE", value_name = "PROTOCOL")]
+    protocol_rewrite: Option<String>,
+
+    /// Sets a header in every request, as in "X-Here: yes". May be given again; in a file or the environment, one a line.
+    #[arg(
+        long,
+        env = "HOLDFAST_CUSTOM_HEADER",
+        value_name = "NAME: VALUE",
+        value_delimiter = '\n'
+    )]
+    custom_header: Vec<String>,
+
+    /// Gives up when a target is silent for this long, before its answer or within it; WebSockets aside. [default: never]
+    #[arg(long, env = "HOLDFAST_PROXY_TIMEOUT", value_name = "DURATION")]
+    proxy_timeout: Option<String>,
+
+    /// Authorities that vouch for targets with https, PEM. [default: the system's]
+    #[arg(long, env = "HOLDFAST_CLIENT_SSL_CA", value_name = "FILE")]
+    client_ssl_ca: Option<String>,
+
+    /// Certificate to show to them, PEM.
+    #[arg(long, env = "HOLDFAST_CLIENT_SSL_CERT", value_name = "FILE")]
+    client_ssl_cert: Option<String>,
+
+    /// Its private key, PEM, not encrypted.
+    #[arg(long, env = "HOLDFAST_CLIENT_SSL_KEY", value_name = "FILE")]
+    client_ssl_key: Option<String>,
+
+    /// Believes every target's certificate, whoever made it and for whomever.
+    #[arg(
+        long,
+        env = "HOLDFAST_INSECURE",
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        default_value = "false"
+    )]
+    insecure: String,
+}
+
+impl ForwardingArgs {
+    pub(super) fn read(&self, settings: &mut Settings) -> Option<impl FnOnce(&mut ProxyConfig) + use<>> {
+        let default_target = settings.read_optional("default-target", self.default_target.as_deref(), target);
+        let error_target = settings.read_optional("error-target", self.error_target.as_deref(), target);
+        let error_path = settings.read_optional("error-path", self.error_path.as_deref(), parse::directory);
+        let allowed = settings.read_optional("allow-targets", self.allow_targets.as_deref(), target_rules);
+        let policy = self.read_policy(settings);
+        let patience = self.proxy_timeout.as_deref();
+        let patience = settings.read_optional("proxy-timeout", patience, parse::positive_duration);
+        let target_tls = self.read_tls(settings);
+
+        let (default_target, allowed, policy, patience) = (default_target?, allowed?, policy?, patience?);
+        let error_pages = match (error_target?, error_path?) {
+            (Some(_), Some(_)) => {
+                settings.refuse_as("--error-target and --error-path exclude each other".into());
+                return None;
+            }
+            (Some(target), None) => ErrorPages::Target(target),
+            (None, Some(directory)) => ErrorPages::Directory(directory),
+            (None, None) => ErrorPages::BuiltIn,
+        };
+        let target_tls = target_tls?;
+        Some(move |config: &mut ProxyConfig| {
+            config.default_target = default_target;
+            config.error_pages = error_pages;
+            config.allow_targets = allowed.unwrap_or_default();
+            config.policy = policy;
+            config.target_timeout = patience;
+            config.target_tls = target_tls;
+        })
+    }
+
+    fn read_policy(&self, settings: &mut Settings) -> Option<Policy> {
+        let trusted = self.trusted_proxies.as_deref().unwrap_or_default();
+        let trusted = settings.read("trusted-proxies", trusted, TrustedProxies::parse);
+        let mut boolean = |flag, text: &str| settings.read(flag, text, parse::boolean);
+        let no_x_forward = boolean("no-x-forward", &self.no_x_forward);
+        let no_prepend_path = boolean("no-prepend-path", &self.no_prepend_path);
+        let no_include_prefix = boolean("no-include-prefix", &self.no_include_prefix);
+        let change_origin = boolean("change-origin", &self.change_origin);
+        let auto_rewrite = boolean("auto-rewrite", &self.auto_rewrite);
+        let protocol = self.protocol_rewrite.as_deref();
+        let protocol = settings.read_optional("protocol-rewrite", protocol, Protocol::parse);
+        let headers = self.custom_header.iter().filter(|line| !line.trim().is_empty());
+        let headers: Vec<_> = headers
+            .map(|line| settings.read("custom-header", line, parse_header))
+            .collect();
+        Some(Policy {
+            trusted_proxies: trusted?,
+            x_forward: !no_x_forward?,
+            custom_headers: headers.into_iter().collect::<Option<_>>()?,
+            prepend_path: !no_prepend_path?,
+            include_prefix: !no_include_prefix?,
+            change_origin: change_origin?,
+            auto_rewrite: auto_rewrite?,
+            protocol_rewrite: protocol?,
+        })
+    }
+
+    fn read_tls(&self, settings: &mut Settings) -> Option<TargetTls> {
+        let ca = settings.read_optional("client-ssl-ca", self.client_ssl_ca.as_deref(), parse::file);
+        let certificate = settings.read_optional("client-ssl-cert", self.client_ssl_cert.as_deref(), parse::file);
+        let key = settings.read_optional("client-ssl-key", self.client_ssl_key.as_deref(), parse::file);
+        let insecure = settings.read("insecure", &self.insecure, parse::boolean);
+        let identity: Option<(PathBuf, PathBuf)> = match (certificate?, key?) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            _ => {
+                settings.refuse_as("--client-ssl-cert and --client-ssl-key go together".into());
+                return None;
+            }
+        };
+        Some(TargetTls {
+            ca: ca?,
+            identity,
+            insecure: insecure?,
+        })
+    }
+}
+
+fn target(text: &str) -> Result<Target, String> {
+    Target::parse(text).map_err(|error| error.problem)
+}
+
+fn target_rules(text: &str) -> Result<Vec<TargetRule>, String> {
+    let rules = text.split(',').map(str::trim).filter(|rule| !rule.is_empty());
+    rules
+        .map(|rule| TargetRule::parse(rule).map_err(|problem| format!("{rule:?} {problem}")))
+        .collect()
+}
