@@ -167,7 +167,7 @@ impl Watch {
 
     fn whole_line(&mut self, line: &[u8]) -> bool {
         let Some((b'\r', line)) = line.split_last().map(|(last, line)| (*last, line)) else {
-            return self.place == Place::ChunkSize || self.place == Place::ChunkEnd || self.place == Place::Trailer;
+            return self.bare_line_feed();
         };
         match self.place {
             Place::Before(seen) if line.is_empty() => {
@@ -189,6 +189,8 @@ impl Watch {
                 true
             }
             Place::Head => self.header(line),
+            // With more digits than are kept, it might be any number.
+            Place::ChunkSize if self.cut && line.iter().all(u8::is_ascii_hexdigit) => false,
             Place::ChunkSize => {
                 // hyper reads no more of a body whose chunks are wrong, so neither do we.
                 self.place = match chunk_size(line) {
@@ -215,6 +217,18 @@ impl Watch {
         }
     }
 
+    /// The end of a line that hyper takes for one, or not, depending on where it is.
+    fn bare_line_feed(&mut self) -> bool {
+        match self.place {
+            // There hyper refuses it, and reads no more.
+            Place::ChunkSize | Place::ChunkEnd => {
+                self.place = Place::Beyond;
+                true
+            }
+            _ => false,
+        }
+    }
+
     fn header(&mut self, line: &[u8]) -> bool {
         // One look at the first letter spares most lines the rest.
         let name_is = |name: &[u8]| line.len() >= name.len() && line[..name.len()].eq_ignore_ascii_case(name);
@@ -233,7 +247,7 @@ impl Watch {
             }
             b'u' if name_is(b"upgrade:") => {
                 self.framing.websocket |= names_websocket(line);
-                true
+                !self.cut
             }
             _ => true,
         }
@@ -349,16 +363,42 @@ mod tests {
         }
     }
 
-    /// A length that did not come in one piece and is too long to be kept is as good as none.
+    /// What did not come in one piece and is too long to be kept is as good as unread.
     #[test]
-    fn a_length_is_read_whole_or_not_at_all() {
-        let head = format!("P / HTTP/1.1\r\nContent-Length: {}5\r\n", "0".repeat(100));
-        let (_, place, refused) = read(&format!("{head}\r\nabcde"), 1000);
-        assert_eq!((place, refused), (Place::Before(0), 0));
-        for piece in [1, 2, 3, 7] {
-            let (read, place, refused) = read(&format!("{head}\r\nabcde"), piece);
-            assert_eq!(read.find('\0'), Some(head.len() - 1), "in pieces of {piece}");
-            assert_eq!((place, refused), (Place::Spoilt, 1));
+    fn a_line_that_counts_is_read_whole_or_not_at_all() {
+        let zeros = "0".repeat(100);
+        let chunked = "P / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let pad = " ".repeat(100);
+        for (head, rest, whole) in [
+            (
+                format!("P / HTTP/1.1\r\nContent-Length: {zeros}5\r\n"),
+                "\r\nabcde",
+                Place::Before(0),
+            ),
+            (format!("{chunked}{zeros}5\r\n"), "\r\n\r\n", Place::Chunk(1)),
+            (
+                format!("G / HTTP/1.1\r\nUpgrade:{pad}websocket\r\n"),
+                "\r\n",
+                Place::Beyond,
+            ),
+        ] {
+            let (_, place, refused) = read(&format!("{head}{rest}"), 1000);
+            assert_eq!((place, refused), (whole, 0), "{head:?}");
+            for piece in [1, 2, 3, 7] {
+                let (read, place, refused) = read(&format!("{head}{rest}"), piece);
+                assert_eq!(read.find('\0'), Some(head.len() - 1), "{head:?} in pieces of {piece}");
+                assert_eq!((place, refused), (Place::Spoilt, 1));
+            }
+        }
+    }
+
+    /// hyper takes it for a part of a trailer, others for its end: the body would end in two places.
+    #[test]
+    fn a_bare_line_feed_in_trailers_is_spoilt() {
+        let body = "P / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n";
+        for trailers in ["", "X: y", "X: y\r\n", "X: y\r\nZ: z"] {
+            let text = format!("{body}{trailers}\n\r\nG / HTTP/1.1\r\nContent-Length: 9\r\n\r\n");
+            is_spoilt(&text, body.len() + trailers.len());
         }
     }
 

@@ -112,6 +112,8 @@ async fn chunks_are_read_strictly_and_written_anew() {
         "0x3\r\nabc\r\n0\r\n\r\n",
         "-1\r\nabc\r\n0\r\n\r\n",
         "ffffffffffffffff1\r\nabc\r\n0\r\n\r\n",
+        "3\r\nabc\r\n0\r\nX: y\n\r\n",
+        "3\r\nabc\r\n0\r\n\nX: y\r\n\r\n",
         &long,
     ] {
         let (seen, sink) = sink().await;
