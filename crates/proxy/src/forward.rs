@@ -13,7 +13,7 @@ use crate::body::{Body, Upload};
 use crate::client::Client;
 use crate::error_pages::ErrorPager;
 use crate::head::names_websocket;
-use crate::headers::{self, strip_hop_by_hop};
+use crate::headers::{self, join_lengths, strip_hop_by_hop};
 use crate::metrics::{Active, Kind, Reject, SharedMetrics, TargetFailure};
 use crate::pages::{Form, Problem};
 use crate::policy::Policy;
@@ -199,6 +199,12 @@ impl Forwarder {
         let (mut parts, body) = request.into_parts();
         let asked = self.prepare(client, &mut parts, way)?;
         let (body, upload) = Upload::relayed(body);
+        // Unless it is told that there is a body, hyper leaves that of a GET out.
+        if upload.is_some() && !parts.headers.contains_key(CONTENT_LENGTH) {
+            parts
+                .headers
+                .insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
         let sent = way.targets.send(way.target(), Request::from_parts(parts, body), upload);
         let (response, lease) = sent.await.map_err(|error| self.failed(way, &error))?;
         self.relay(way, response, lease, asked, active)
@@ -220,6 +226,8 @@ impl Forwarder {
         let (mut parts, _) = request.into_parts();
         let asked = self.prepare(client, &mut parts, way)?;
         websocket::insert_upgrade(&mut parts.headers);
+        // Nothing is sent that it could be the length of.
+        parts.headers.remove(CONTENT_LENGTH);
         parts.method = Method::GET;
         let accept = http2.then(|| websocket::insert_key(&mut parts.headers));
         let sent = way
@@ -319,6 +327,7 @@ impl Forwarder {
         if parts.headers.contains_key(TRANSFER_ENCODING) {
             parts.headers.remove(CONTENT_LENGTH);
         }
+        join_lengths(&mut parts.headers);
         strip_hop_by_hop(&mut parts.headers);
         if let Some(asked) = asked
             && matches!(parts.status.as_u16(), 201 | 301 | 302 | 307 | 308)

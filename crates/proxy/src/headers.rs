@@ -112,6 +112,7 @@ pub(crate) fn prepare(headers: &mut HeaderMap, origin: &Origin, policy: &Policy)
     }
     strip_aliases(headers);
     join_cookies(headers);
+    join_lengths(headers);
     match (origin.trusted, policy.x_forward) {
         (true, true) => complete_forwarded(headers, origin, &policy.trusted_proxies),
         (true, false) => {}
@@ -207,10 +208,29 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
+/// A length that is said more than once, each time the same as far as hyper reads it, is said once.
+pub(crate) fn join_lengths(headers: &mut HeaderMap) {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let Some(first) = lengths.next() else { return };
+    if lengths.next().is_none() && !first.as_bytes().contains(&b',') {
+        return;
+    }
+    let one = tokens(first).next().map(HeaderValue::try_from);
+    match one {
+        Some(Ok(length)) => drop(headers.insert(CONTENT_LENGTH, length)),
+        _ => drop(headers.remove(CONTENT_LENGTH)),
+    }
+}
+
 /// All values of one name in one, if they are text.
 fn joined(headers: &HeaderMap, name: &HeaderName, separator: &str) -> Option<String> {
     let values: Result<Vec<&str>, _> = headers.get_all(name).iter().map(HeaderValue::to_str).collect();
     values.ok().map(|values| values.join(separator))
+}
+
+/// True for what is meant for the next hop alone.
+pub(crate) fn is_of_one_hop(name: &HeaderName) -> bool {
+    name == CONNECTION || HOP_BY_HOP.contains(name)
 }
 
 /// Removes what is meant for the next hop alone, and what `Connection` says is.
@@ -317,6 +337,19 @@ mod tests {
             headers.get_all(COOKIE).iter().collect::<Vec<_>>(),
             ["a=1; b=2; c=3; d=4"]
         );
+    }
+
+    #[test]
+    fn a_length_is_said_once() {
+        for said in [&["5"][..], &["5", "5"], &["5, 5"]] {
+            let lengths = said.iter().map(|length| ("content-length", *length));
+            let mut headers = headers(&lengths.collect::<Vec<_>>());
+            join_lengths(&mut headers);
+            assert_eq!(headers.get_all(CONTENT_LENGTH).iter().collect::<Vec<_>>(), ["5"], "{said:?}");
+        }
+        let mut none = HeaderMap::new();
+        join_lengths(&mut none);
+        assert!(none.is_empty());
     }
 
     #[test]

@@ -2,8 +2,10 @@
 
 use std::net::IpAddr;
 
+use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use crate::headers::is_of_one_hop;
 use crate::ranges::IpRange;
 
 /// How requests and answers are changed on their way. The default changes what it must and nothing else.
@@ -116,7 +118,10 @@ pub fn parse_header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
         .ok_or("a colon is expected, as in X-Frame-Options: DENY")?;
     let name = HeaderName::try_from(name.trim()).map_err(|_| format!("{:?} is no name of a header", name.trim()))?;
     let value = HeaderValue::try_from(value.trim()).map_err(|_| format!("{:?} is no header's value", value.trim()))?;
-    Ok((name, value))
+    match is_of_one_hop(&name) || name == CONTENT_LENGTH {
+        true => Err(format!("{name} says how a request is sent, which is the proxy's to say")),
+        false => Ok((name, value)),
+    }
 }
 
 #[cfg(test)]
@@ -138,7 +143,15 @@ mod tests {
     fn a_header_is_a_name_a_colon_and_a_value() {
         let (name, value) = parse_header("X-Frame-Options: a:b ").unwrap();
         assert_eq!((name.as_str(), value.to_str().unwrap()), ("x-frame-options", "a:b"));
-        for wrong in ["X-Frame-Options", "X Y: 1", ": 1", "X: a\nb"] {
+        for wrong in [
+            "X-Frame-Options",
+            "X Y: 1",
+            ": 1",
+            "X: a\nb",
+            "Connection: close",
+            "Transfer-Encoding: chunked",
+            "Content-Length: 1",
+        ] {
             assert!(parse_header(wrong).is_err(), "{wrong:?}");
         }
     }

@@ -431,3 +431,20 @@ async fn a_client_that_leaves_ends_the_request_at_the_target() {
     assert_eq!(connection.rest().await, b"");
     until(async || setup.proxy.status().await["active_requests"] == 0).await;
 }
+
+/// Searches are asked so now and then.
+#[tokio::test]
+async fn a_get_keeps_its_body() {
+    let (target, mut connections) = Target::manual().await;
+    let setup = Setup::new(&[("/", &target.url)]).await;
+    let mut client = Conversation::connect(setup.proxy.public).await;
+    client
+        .send("GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
+        .await;
+    let mut connection = soon(connections.recv()).await.unwrap();
+    let head = soon(connection.head()).await.unwrap();
+    assert_eq!(header(&head, "transfer-encoding"), Some("chunked"), "{head}");
+    assert_eq!(connection.take(13).await, b"3\r\nabc\r\n0\r\n\r\n");
+    connection.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+    assert_eq!(client.answer().await.status(), 200);
+}
