@@ -9,11 +9,12 @@ use holdfast_table::{Scheme, Target};
 use crate::ranges::{IpRange, translated};
 
 /// Where clouds keep the secrets of a machine, outside the link-local ranges.
-const METADATA: [IpAddr; 4] = [
+const METADATA: [IpAddr; 5] = [
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
     IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
     IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
 ];
 
 /// One kind of target that is allowed.
@@ -206,6 +207,7 @@ mod tests {
                 "100.100.100.200:80",
                 "[fe80::1]:80",
                 "[fd00:ec2::254]:80",
+                "[fd20:ce::254]:80",
                 "[::ffff:169.254.169.254]:80",
                 "[64:ff9b::a9fe:a9fe]:80",
             ] {

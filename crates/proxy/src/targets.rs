@@ -9,6 +9,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -21,6 +22,9 @@ use crate::pool::Pool;
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// The most bytes that are read from a target before a client takes them.
 const BUFFER_BYTES_MAX: usize = 256 * 1024;
+/// How long a kept connection may take to be ready. Its exchange is over, so that is at its next turn, unless its target
+/// has answered and does not read what is still on the way.
+const READY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Connections to user servers: pooled ones for requests, one of its own for each upgrade.
 pub(crate) struct Targets {
@@ -137,10 +141,9 @@ impl Targets {
         mut request: Request<Upload>,
     ) -> Result<(Response<Incoming>, SendRequest<Upload>), TargetError> {
         while let Some(mut sender) = self.pool.take(target.origin()) {
-            // Its last exchange is over, so at its next turn the connection is ready, or found to be closed.
-            if sender.ready().await.is_err() {
+            let Ok(Ok(())) = timeout(READY_TIMEOUT, sender.ready()).await else {
                 continue;
-            }
+            };
             match sender.try_send_request(request).await {
                 Ok(response) => return Ok((response, sender)),
                 Err(mut failed) => match failed.take_message() {
@@ -216,7 +219,7 @@ impl Targets {
     pub(crate) fn sweeper(&self, end: CancellationToken) -> impl Future<Output = ()> + Send + use<> {
         let (pool, interval) = (self.pool.clone(), self.idle_timeout.max(Duration::from_millis(100)));
         async move {
-            while end.run_until_cancelled(tokio::time::sleep(interval)).await.is_some() {
+            while end.run_until_cancelled(sleep(interval)).await.is_some() {
                 pool.sweep();
             }
         }

@@ -5,10 +5,12 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
 
 use crate::metrics::Active;
 use crate::signal::Signal;
@@ -17,6 +19,8 @@ use crate::signal::Signal;
 const BUFFER_BYTES: usize = 8 * 1024;
 /// Reads without a pause, before other tunnels get their turn.
 const READS_MAX: usize = 16;
+/// How long one side may go on once the other has ended. A WebSocket ends on both, so who goes on has forgotten to end.
+const HALF_OPEN_MAX: Duration = Duration::from_secs(60);
 
 thread_local! {
     // A tunnel waits without a buffer of its own: bytes stay in this one between a read and the write right after it,
@@ -32,8 +36,8 @@ pub(crate) struct Tunnel {
 }
 
 impl Tunnel {
-    /// Copies both ways until both sides have ended, one has failed, or `cut` is raised. Idleness ends nothing: a
-    /// notebook may be silent for hours.
+    /// Copies both ways until both sides have ended, one has and [`HALF_OPEN_MAX`] is over, one has failed, or `cut` is
+    /// raised. Idleness ends nothing: a notebook may be silent for hours.
     pub(crate) async fn run(self, cut: &Signal) {
         let Tunnel { client, target, active } = self;
         // The client may be gone before it got the 101.
@@ -66,12 +70,17 @@ where
     B: AsyncRead + AsyncWrite + Unpin,
 {
     let (mut forth, mut back) = (Direction::default(), Direction::default());
+    let mut half_open: Option<Pin<Box<Sleep>>> = None;
     poll_fn(|cx| {
         let there = forth.poll(cx, a, b)?;
         let here = back.poll(cx, b, a)?;
         match (there, here) {
             (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(())),
-            _ => Poll::Pending,
+            (Poll::Pending, Poll::Pending) => Poll::Pending,
+            _ => {
+                let limit = half_open.get_or_insert_with(|| Box::pin(sleep(HALF_OPEN_MAX)));
+                limit.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+            }
         }
     })
     .await
@@ -182,6 +191,27 @@ mod tests {
         };
         let (copied, ()) = tokio::join!(copy_both(&mut a, &mut b), ends);
         copied.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_end_after_the_other_is_not_waited_for_for_ever() {
+        let (mut client, mut a) = duplex(64);
+        let (mut b, mut target) = duplex(64);
+        let ends = async {
+            client.shutdown().await.unwrap();
+            assert_eq!(target.read(&mut [0; 8]).await.unwrap(), 0);
+            // Says something now and then, and never goodbye.
+            for _ in 0..1_000 {
+                target.write_all(b"x").await.unwrap();
+                client.read_exact(&mut [0]).await.unwrap();
+                sleep(Duration::from_secs(1)).await;
+            }
+        };
+        let copied = tokio::select! {
+            copied = copy_both(&mut a, &mut b) => copied,
+            () = ends => panic!("it was waited for"),
+        };
+        assert_eq!(copied.unwrap_err().kind(), io::ErrorKind::TimedOut);
     }
 
     #[tokio::test]
