@@ -184,6 +184,14 @@ impl ProxyConfig {
                 "needs a certificate, for there is nothing else to redirect to",
             );
         }
+        if let Some(tls) = &self.tls {
+            check(
+                tls.ciphers.fit(&tls.versions),
+                "tls.ciphers",
+                &tls.ciphers,
+                "must have one that belongs to a version of TLS that is spoken",
+            );
+        }
         for (field, value, least, most) in [
             ("drain_delay", self.drain_delay, Duration::ZERO, DRAIN_MAX),
             ("drain_timeout", self.drain_timeout, Duration::ZERO, DRAIN_MAX),

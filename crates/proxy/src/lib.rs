@@ -10,6 +10,7 @@ mod admin;
 pub mod allow;
 mod body;
 mod cache;
+pub mod ciphers;
 mod client;
 pub mod config;
 mod connect;
@@ -37,6 +38,7 @@ mod websocket;
 
 pub use allow::TargetRule;
 pub use cache::{Refusal as CacheRefusal, read as read_cache};
+pub use ciphers::{TlsCiphers, TlsVersions};
 pub use config::{ConfigError, ProxyConfig, Redirect};
 pub use error_pages::ErrorPages;
 pub use listen::Address;

@@ -15,7 +15,9 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{self, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use tokio_util::sync::CancellationToken;
 
-/// The files that users' TLS is made of, in PEM. Read again when they change.
+use crate::ciphers::{TlsCiphers, TlsVersions};
+
+/// What users' TLS is made of. Files are PEM, and read again when they change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserTls {
     /// The certificate, then those that lead to its authority.
@@ -24,6 +26,10 @@ pub struct UserTls {
     pub key: PathBuf,
     /// Whether users show certificates of their own; `None`: they are not asked.
     pub users: Option<UserCertificates>,
+    /// The versions of TLS that are spoken.
+    pub versions: TlsVersions,
+    /// The ciphers that are used, of which one at least must belong to one of the versions.
+    pub ciphers: TlsCiphers,
 }
 
 /// Whose certificates users may show.
@@ -59,12 +65,22 @@ pub enum TlsError {
         source: io::Error,
     },
     /// The file does not hold what it should.
-    #[error("{}: holds no {what} in PEM, or an encrypted one", path.display())]
+    #[error("{}: holds no {what} in PEM", path.display())]
     Pem {
         /// The file.
         path: PathBuf,
         /// What it should hold.
         what: &'static str,
+    },
+    /// The key is encrypted.
+    #[error(
+        "{}: is encrypted, and a proxy takes no passphrase: `umask 077; openssl pkey -in {} -out plain.key` decrypts it",
+        path.display(),
+        path.display()
+    )]
+    Encrypted {
+        /// The file.
+        path: PathBuf,
     },
     /// The certificates and the key are not fit for use, or not for each other.
     #[error("the certificates or the key cannot be used: {0}")]
@@ -120,6 +136,17 @@ impl UserIdentity {
 }
 
 impl UserTls {
+    /// Shows this certificate to whoever comes, by whatever version and cipher.
+    pub fn new(certificate: PathBuf, key: PathBuf) -> Self {
+        UserTls {
+            certificate,
+            key,
+            users: None,
+            versions: TlsVersions::default(),
+            ciphers: TlsCiphers::default(),
+        }
+    }
+
     fn files(&self) -> Vec<&Path> {
         let own = [self.certificate.as_path(), self.key.as_path()];
         own.into_iter()
@@ -130,12 +157,16 @@ impl UserTls {
     fn config(&self, contents: &[Vec<u8>]) -> Result<ServerConfig, TlsError> {
         let chain = certificates(&self.certificate, &contents[0])?;
         let key = private_key(&self.key, &contents[1])?;
-        let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
+        let mut provider = ring::default_provider();
+        self.ciphers.restrict(&mut provider);
+        let provider = Arc::new(provider);
+        let builder = ServerConfig::builder_with_provider(provider.clone());
+        let builder = builder.with_protocol_versions(&self.versions.selected())?;
         let builder = match &self.users {
             None => builder.with_no_client_auth(),
             Some(users) => {
                 let roots = Arc::new(authorities(&users.ca, &contents[2])?);
-                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
                 let verifier = match users.required {
                     true => verifier,
                     false => verifier.allow_unauthenticated(),
@@ -289,10 +320,21 @@ fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
 }
 
 fn private_key(path: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_slice(pem).map_err(|_| TlsError::Pem {
-        path: path.to_path_buf(),
-        what: "private key",
+    PrivateKeyDer::from_pem_slice(pem).map_err(|_| {
+        let path = path.to_path_buf();
+        match is_encrypted(pem) {
+            true => TlsError::Encrypted { path },
+            false => TlsError::Pem {
+                path,
+                what: "private key",
+            },
+        }
     })
+}
+
+/// True for a key in PEM that needs a passphrase: `ENCRYPTED PRIVATE KEY`, or `Proc-Type: 4,ENCRYPTED` in older ones.
+fn is_encrypted(pem: &[u8]) -> bool {
+    memchr::memmem::find(pem, b"ENCRYPTED").is_some()
 }
 
 fn authorities(path: &Path, pem: &[u8]) -> Result<RootCertStore, TlsError> {

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use holdfast_proxy::UserTls;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 use tokio_rustls::rustls::crypto::ring;
@@ -99,6 +100,11 @@ impl Authority {
 }
 
 impl Identity {
+    /// What a proxy is told that shows it to users.
+    pub fn shown(&self) -> UserTls {
+        UserTls::new(self.certificate.clone(), self.key.clone())
+    }
+
     fn read(&self) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
         let read = |path: &Path| fs::read(path).unwrap();
         let chain = CertificateDer::pem_slice_iter(&read(&self.certificate))

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use holdfast_proxy::{Address, Redirect, UserTls};
+use holdfast_proxy::{Address, Redirect};
 use tempfile::TempDir;
 use tokio::net::{TcpStream, UnixStream};
 
@@ -69,11 +69,7 @@ async fn who_comes_without_tls_is_sent_to_where_it_is() {
     let identity = authority.vouch_for("proxy", &["hub.example"]);
     for to in [Some(443), Some(8443), None] {
         let setup = Setup::with(&[("/", &hub.url)], |config| {
-            config.tls = Some(UserTls {
-                certificate: identity.certificate.clone(),
-                key: identity.key.clone(),
-                users: None,
-            });
+            config.tls = Some(identity.shown());
             config.redirect = Some(Redirect {
                 listen: "127.0.0.1:0".parse().unwrap(),
                 to,

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use holdfast_proxy::{ProxyConfig, UserCertificates, UserTls};
+use holdfast_proxy::{ProxyConfig, TlsCiphers, TlsVersions, UserCertificates, UserTls};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::client::TlsStream;
@@ -99,11 +99,7 @@ async fn a_target_that_asks_is_shown_a_certificate() {
 }
 
 fn shows(identity: &Identity) -> impl FnOnce(&mut ProxyConfig) + use<> {
-    let tls = UserTls {
-        certificate: identity.certificate.clone(),
-        key: identity.key.clone(),
-        users: None,
-    };
+    let tls = identity.shown();
     move |config| config.tls = Some(tls)
 }
 
@@ -147,6 +143,39 @@ async fn users_come_in_by_tls() {
     assert!(!plain.rest().await.starts_with(b"HTTP"));
     let series = r#"holdfast_proxy_connections_dropped_total{reason="handshake"}"#;
     until(async || setup.proxy.metric(series).await == 1.0).await;
+}
+
+#[tokio::test]
+async fn only_the_named_versions_and_ciphers_are_spoken() {
+    let authority = Authority::new();
+    let hub = Target::mirror("hub").await;
+    let identity = authority.vouch_for("proxy", &["hub.example"]);
+    for (version, cipher, spoken) in [
+        (
+            "TLSv1_2",
+            "ECDHE-ECDSA-AES128-GCM-SHA256",
+            "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+        ),
+        (
+            "TLSv1_3",
+            "TLS_CHACHA20_POLY1305_SHA256",
+            "TLS13_CHACHA20_POLY1305_SHA256",
+        ),
+    ] {
+        let setup = Setup::with(&[("/", &hub.url)], |config| {
+            shows(&identity)(config);
+            let tls = config.tls.as_mut().unwrap();
+            tls.versions = TlsVersions::parse(version).unwrap();
+            tls.ciphers = TlsCiphers::parse(cipher).unwrap();
+        })
+        .await;
+        let stream = connect(&setup, &authority.client(None, &[]), "hub.example").await;
+        let stream = stream.unwrap();
+        let tls = stream.get_ref().1;
+        let seen_version = tls.protocol_version().and_then(|version| version.as_str());
+        let seen_cipher = tls.negotiated_cipher_suite().and_then(|cipher| cipher.suite().as_str());
+        assert_eq!((seen_version, seen_cipher), (Some(version), Some(spoken)));
+    }
 }
 
 #[tokio::test]
@@ -283,6 +312,29 @@ async fn files_that_are_no_certificates_are_named_at_the_start() {
     })
     .await;
     assert!(text.contains("cannot be used"), "{text}");
+    let encrypted = authority.directory.path().join("encrypted.key");
+    let pem = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
+    std::fs::write(&encrypted, pem).unwrap();
+    let text = said(&|config| {
+        config.tls = Some(UserTls {
+            key: encrypted.clone(),
+            ..tls(config)
+        })
+    })
+    .await;
+    assert!(
+        text.contains("encrypted.key: is encrypted") && text.contains("openssl pkey -in"),
+        "{text}"
+    );
+    let text = said(&|config| {
+        config.tls = Some(UserTls {
+            versions: TlsVersions::parse("TLSv1_3").unwrap(),
+            ciphers: TlsCiphers::parse("ECDHE-ECDSA-AES128-GCM-SHA256").unwrap(),
+            ..tls(config)
+        })
+    })
+    .await;
+    assert!(text.contains("tls.ciphers") && text.contains("must have one"), "{text}");
     let text = said(&|config| config.target_tls.ca = Some(missing.clone())).await;
     assert!(text.contains("target_tls") && text.contains("missing.pem"), "{text}");
 }
