@@ -13,7 +13,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use clap::parser::ValueSource;
-use clap::{Arg, ArgMatches, Command};
+use clap::{Arg, ArgMatches, Args, Command};
 
 /// What is wrong with the settings: everything, one line each. Ends the process with exit code 2.
 #[derive(Debug)]
@@ -42,6 +42,8 @@ pub struct Settings {
     command: String,
     file: Option<PathBuf>,
     sources: BTreeMap<String, Source>,
+    /// What each flag was given, or has by default, by its id.
+    values: BTreeMap<String, Vec<OsString>>,
     mistakes: Vec<String>,
 }
 
@@ -69,6 +71,7 @@ pub fn load(command: Command, line: &[OsString]) -> Result<(ArgMatches, Settings
             .join(" "),
         file: leaf_matches.try_get_one::<PathBuf>("config").ok().flatten().cloned(),
         sources: BTreeMap::new(),
+        values: BTreeMap::new(),
         mistakes: Vec::new(),
     };
     let leaf = path
@@ -88,10 +91,17 @@ pub fn load(command: Command, line: &[OsString]) -> Result<(ArgMatches, Settings
         };
         settings.sources.insert(arg.get_id().to_string(), source);
     }
-    if values.is_empty() {
-        return Ok((matches, settings));
-    }
-    let matches = with_defaults(command.clone(), &path, values).try_get_matches_from(line)?;
+    let matches = match values.is_empty() {
+        true => matches,
+        false => with_defaults(command.clone(), &path, values).try_get_matches_from(line)?,
+    };
+    let (_, leaf_matches) = descend(&matches);
+    let given = |arg: &Arg| {
+        let id = arg.get_id().as_str();
+        let values = leaf_matches.try_get_raw(id).ok().flatten()?;
+        Some((id.to_owned(), values.map(OsString::from).collect::<Vec<_>>()))
+    };
+    settings.values = leaf.get_arguments().filter_map(given).collect();
     Ok((matches, settings))
 }
 
@@ -139,6 +149,35 @@ impl Settings {
                 None
             }
         }
+    }
+
+    /// Parses a value that may be left out, and puts it in its place, where its default is; one that is wrong is noted.
+    pub fn set<T>(
+        &mut self,
+        place: &mut T,
+        flag: &str,
+        value: Option<&str>,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) {
+        if let Some(Some(value)) = self.read_optional(flag, value, parse) {
+            *place = value;
+        }
+    }
+
+    /// The flags of `A` as a command line has them, but for those that are as they are by default.
+    pub fn flags<A: Args>(&self) -> Vec<OsString> {
+        let flag = |arg: &Arg| {
+            let (name, values) = (arg.get_long()?, self.values.get(arg.get_id().as_str())?);
+            let is_default = arg.get_default_values().iter().eq(values);
+            let given = values.iter().filter(|_| !is_default).map(|value| {
+                let mut flag = OsString::from(format!("--{name}="));
+                flag.push(value);
+                flag
+            });
+            Some(given.collect::<Vec<_>>())
+        };
+        let command = A::augment_args(Command::new("flags"));
+        command.get_arguments().filter_map(flag).flatten().collect()
     }
 
     /// Notes that `flag` cannot have `value`, under the name by which it was given.
@@ -231,7 +270,7 @@ fn read_file(path: &Path, command: &Command, mistakes: &mut Vec<String>) -> BTre
             mistakes.push(format!("{key} in {}: there is no such setting; {hint}", path.display()));
             continue;
         };
-        match as_text(&value) {
+        match as_text(&value, arg.get_value_delimiter().unwrap_or(',')) {
             Some(text) => drop(values.insert(arg.get_id().to_string(), text)),
             None => {
                 let problem = "must be a string, a number, true or false, or a list of strings";
@@ -246,14 +285,14 @@ fn read_file(path: &Path, command: &Command, mistakes: &mut Vec<String>) -> BTre
     values
 }
 
-fn as_text(value: &toml::Value) -> Option<String> {
+fn as_text(value: &toml::Value, delimiter: char) -> Option<String> {
     match value {
         toml::Value::String(text) => Some(text.clone()),
         toml::Value::Integer(number) => Some(number.to_string()),
         toml::Value::Boolean(value) => Some(value.to_string()),
         toml::Value::Array(items) => {
             let items: Option<Vec<_>> = items.iter().map(toml::Value::as_str).collect();
-            items.map(|items| items.join(","))
+            items.map(|items| items.join(&delimiter.to_string()))
         }
         _ => None,
     }

@@ -2,6 +2,8 @@ use super::*;
 
 use std::io::Write;
 
+use clap::ArgAction;
+
 fn command() -> Command {
     let setting = |name: &'static str| Arg::new(name).long(name);
     let role = Command::new("role")
@@ -9,6 +11,7 @@ fn command() -> Command {
         .arg(setting("port").default_value("1"))
         .arg(Arg::new("log_level").long("log-level"))
         .arg(Arg::new("data_dir").long("data-dir"))
+        .arg(Arg::new("lines").long("lines").value_delimiter('\n').action(ArgAction::Append))
         // Set for every process, and a test cannot set one itself.
         .arg(setting("path").env("PATH"));
     Command::new("holdfast").subcommand(Command::new("group").subcommand(role))
@@ -80,6 +83,35 @@ fn a_list_in_the_file_is_the_same_as_commas() {
 }
 
 #[test]
+fn a_list_of_lines_in_the_file_keeps_its_commas() {
+    let (matches, settings) = load_with(Some("lines = [\"a, b\", \"c\"]"), &[]);
+    let lines = descend(&matches).1.get_many::<String>("lines").unwrap();
+    assert_eq!(lines.collect::<Vec<_>>(), ["a, b", "c"]);
+    assert_eq!(settings.values["lines"], ["a, b", "c"]);
+}
+
+#[test]
+fn flags_are_what_was_given_wherever_it_was() {
+    #[derive(Args)]
+    #[allow(dead_code, reason = "only its flags are looked at")]
+    struct Flags {
+        #[arg(long, default_value = "1")]
+        port: String,
+        #[arg(long)]
+        data_dir: Option<String>,
+        #[arg(long, value_delimiter = '\n')]
+        lines: Vec<String>,
+    }
+    let said = |file: &str, flags: &[&str]| load_with(Some(file), flags).1.flags::<Flags>();
+    assert_eq!(said("", &["--log-level", "debug"]), [""; 0]);
+    assert_eq!(
+        said("port = 2\nlines = [\"a, b\", \"c\"]", &["--data-dir", "/x y"]),
+        ["--port=2", "--data-dir=/x y", "--lines=a, b", "--lines=c"]
+    );
+    assert_eq!(said("port = 2", &["--port", "1"]), [""; 0]);
+}
+
+#[test]
 fn every_mistake_is_reported_at_once_under_the_name_by_which_it_was_given() {
     let file = "data_dir = \"/x\"\nprot = 2\nnothing = true\nlog-level = \"loud\"";
     let (matches, mut settings) = load_with(Some(file), &["--port", "x"]);
@@ -106,7 +138,7 @@ fn every_mistake_is_reported_at_once_under_the_name_by_which_it_was_given() {
         "data_dir in /",
         "there is no such setting; did you mean data-dir?",
         "did you mean port?",
-        "the keys are data-dir, log-level, path, port",
+        "the keys are data-dir, lines, log-level, path, port",
         "--port \"x\": is wrong",
         ".toml \"loud\": is wrong",
         "--data-dir is missing: give a directory",
