@@ -45,6 +45,14 @@ impl Address {
                 .map_err(|_| "must be an IP address and a port, like 0.0.0.0:8000, or unix:/run/proxy.sock".into()),
         }
     }
+
+    /// The port, where it is known and there is one.
+    pub fn port(&self) -> Option<u16> {
+        match self {
+            Address::Tcp(address) => Some(address.port()),
+            Address::Unix(_) | Address::Inherited(_) => None,
+        }
+    }
 }
 
 impl fmt::Display for Address {

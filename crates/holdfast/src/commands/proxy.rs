@@ -2,17 +2,20 @@
 
 mod doors;
 mod forwarding;
+mod serving;
+mod users;
 
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
-use holdfast_proxy::{ConfigError, ProxyConfig};
+use holdfast_proxy::{Address, ConfigError, ProxyConfig};
 use tokio::task::JoinSet;
 
 use self::doors::DoorArgs;
-use self::forwarding::ForwardingArgs;
+pub(super) use self::serving::ServingArgs;
 use super::{Common, CommonArgs, block_on};
 use crate::config::{Mistakes, Settings, parse};
 use crate::limits;
@@ -66,7 +69,7 @@ pub struct ProxyArgs {
     doors: DoorArgs,
 
     #[command(flatten)]
-    forwarding: ForwardingArgs,
+    serving: ServingArgs,
 
     #[command(flatten)]
     common: CommonArgs,
@@ -77,7 +80,6 @@ pub fn run(args: ProxyArgs, mut settings: Settings) -> anyhow::Result<ExitCode> 
     let (config, common) = read(&args, &mut settings)?;
     common.start_logging();
     limits::raise_open_files();
-    let _pid_file = args.pid_file.map(PidFile::write).transpose()?;
     block_on(async {
         let mut tasks = JoinSet::new();
         let stop = Stop::on_signals(&mut tasks)?;
@@ -86,6 +88,8 @@ pub fn run(args: ProxyArgs, mut settings: Settings) -> anyhow::Result<ExitCode> 
         }
         let proxy = async {
             let proxy = config.build().await?;
+            // Not sooner: a proxy that cannot start must leave the file to the one that runs.
+            let _pid_file = args.pid_file.as_deref().map(PidFile::write).transpose()?;
             proxy.run(stop.gracefully.clone()).await?;
             anyhow::Ok(())
         };
@@ -111,35 +115,37 @@ fn read(args: &ProxyArgs, settings: &mut Settings) -> Result<(ProxyConfig, Commo
     let hint = "list the replicas' client addresses, like 10.0.0.1:7011,10.0.0.2:7011,10.0.0.3:7011";
     let endpoints = settings.read_required("endpoints", args.endpoints.as_deref(), hint, parse::endpoints);
     let doors = args.doors.read(settings);
-    let forwarding = args.forwarding.read(settings);
+    let ip = doors.as_ref().map_or(Ipv6Addr::UNSPECIFIED.into(), |doors| doors.ip);
+    let serving = args.serving.read(settings, ip);
     let listen_admin = match args.listen_admin.as_str() {
         "" => Some(None),
         address => settings.read("listen-admin", address, parse::listen_address).map(Some),
     };
-    if let (Some((public, _)), Some(Some(admin))) = (&doors, listen_admin)
-        && public.port() != 0
-        && public.port() == admin.port()
-    {
-        settings.refuse(
-            "port",
-            &args.doors.port,
-            "--listen-admin has the same port: give each listener its own",
-        );
+    if let Some(Some(admin)) = listen_admin {
+        let mut ports = doors.iter().flat_map(|doors| &doors.listen).filter_map(Address::port);
+        if ports.any(|port| port != 0 && port == admin.port()) {
+            let problem = "users come in by the same port: give each listener its own";
+            settings.refuse("listen-admin", &args.listen_admin, problem);
+        }
     }
     let drain_delay = settings.read("drain-delay", &args.drain_delay, parse::duration);
     let drain_timeout = settings.read("drain-timeout", &args.drain_timeout, parse::duration);
     let common = args.common.read(settings, "info");
     let config = (|| {
-        let (public, doors) = doors?;
-        let mut config = ProxyConfig::new(name?, endpoints?, public, data_dir?);
-        doors(&mut config);
-        forwarding?(&mut config);
-        config.listen_admin = listen_admin?;
-        config.drain_delay = drain_delay?;
-        config.drain_timeout = drain_timeout?;
+        let config = ProxyConfig {
+            name: name?,
+            endpoints: endpoints?,
+            listen: doors?.listen,
+            data_dir: data_dir?,
+            listen_admin: listen_admin?,
+            drain_delay: drain_delay?,
+            drain_timeout: drain_timeout?,
+            ..serving?
+        };
         Some((config, common?))
     })();
     if let Some((config, _)) = &config
+        && !settings.has_mistakes()
         && let Err(ConfigError(mistakes)) = config.validate()
     {
         mistakes
@@ -153,8 +159,8 @@ fn read(args: &ProxyArgs, settings: &mut Settings) -> Result<(ProxyConfig, Commo
 struct PidFile(PathBuf);
 
 impl PidFile {
-    fn write(path: String) -> anyhow::Result<Self> {
-        std::fs::write(&path, format!("{}\n", std::process::id()))
+    fn write(path: &str) -> anyhow::Result<Self> {
+        std::fs::write(path, format!("{}\n", std::process::id()))
             .with_context(|| format!("--pid-file {path:?} cannot be written"))?;
         Ok(PidFile(path.into()))
     }
@@ -173,7 +179,7 @@ mod tests {
     use std::time::Duration;
 
     use clap::{Command, FromArgMatches};
-    use holdfast_proxy::{Address, ErrorPages};
+    use holdfast_proxy::ErrorPages;
 
     use super::*;
     use crate::config;
@@ -258,7 +264,12 @@ mod tests {
             "--listen=here",
             "--ssl-cert=/nonexistent",
             "--ssl-request-cert",
+            "--ssl-protocol=SSLv3",
+            "--ssl-ciphers=HIGH",
             "--redirect-port=80000",
+            "--redirect-to=x",
+            "--error-target=x",
+            "--error-path=/dev/null",
             "--custom-header=none",
             "--trusted-proxies=everybody",
             "--allow-targets=ftp://x",
@@ -270,10 +281,17 @@ mod tests {
         .unwrap_err();
         for part in [
             "--port \"x\"",
+            "--ssl-cert and --ssl-key go together",
+            "--ssl-protocol \"SSLv3\": must be TLSv1_2",
+            "--ssl-ciphers \"HIGH\": \"HIGH\" is none of the ciphers",
             "--listen \"here\"",
             "--ssl-cert \"/nonexistent\": cannot be read",
-            "--ssl-request-cert needs --ssl-ca",
+            "--ssl-request-cert and --ssl-reject-unauthorized need --ssl-ca",
             "--redirect-port \"80000\"",
+            "--redirect-to \"x\"",
+            "--error-target \"x\"",
+            "--error-path \"/dev/null\"",
+            "--error-target and --error-path exclude each other",
             "--custom-header \"none\": a colon is expected",
             "--trusted-proxies \"everybody\"",
             "--allow-targets \"ftp://x\"",
@@ -284,9 +302,11 @@ mod tests {
         ] {
             assert!(said.contains(part), "{part} is missing in: {said}");
         }
-        let both = told(&["--error-target=http://a.example", "--error-path=/tmp"]).unwrap_err();
-        assert!(both.contains("exclude each other"), "{both}");
-        let alone = told(&["--redirect-port=8080"]).unwrap_err();
-        assert!(alone.contains("needs a certificate"), "{alone}");
+        let alone = told(&["--redirect-port=8080", "--ssl-request-cert", "--ssl-protocol=TLSv1_3"]).unwrap_err();
+        for flag in ["redirect-port", "ssl-request-cert", "ssl-protocol"] {
+            assert!(alone.contains(&format!("--{flag} needs a certificate")), "{alone}");
+        }
+        let same = told(&["--listen=127.0.0.1:8002"]).unwrap_err();
+        assert!(same.contains("--listen-admin \"127.0.0.1:8002\": users come in"), "{same}");
     }
 }

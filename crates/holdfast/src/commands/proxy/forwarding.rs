@@ -1,7 +1,5 @@
 //! Flags about targets, and about how requests and answers are changed on their way.
 
-use std::path::PathBuf;
-
 use clap::Args;
 use holdfast_proxy::policy::parse_header;
 use holdfast_proxy::{ErrorPages, Policy, Protocol, ProxyConfig, TargetRule, TargetTls, TrustedProxies};
@@ -138,87 +136,87 @@ pub(super) struct ForwardingArgs {
 }
 
 impl ForwardingArgs {
-    pub(super) fn read(&self, settings: &mut Settings) -> Option<impl FnOnce(&mut ProxyConfig) + use<>> {
-        let default_target = settings.read_optional("default-target", self.default_target.as_deref(), target);
-        let error_target = settings.read_optional("error-target", self.error_target.as_deref(), target);
-        let error_path = settings.read_optional("error-path", self.error_path.as_deref(), parse::directory);
-        let allowed = settings.read_optional("allow-targets", self.allow_targets.as_deref(), target_rules);
-        let policy = self.read_policy(settings);
-        let patience = self.proxy_timeout.as_deref();
-        let patience = settings.read_optional("proxy-timeout", patience, parse::positive_duration);
-        let target_tls = self.read_tls(settings);
-
-        let (default_target, allowed, policy, patience) = (default_target?, allowed?, policy?, patience?);
-        let error_pages = match (error_target?, error_path?) {
-            (Some(_), Some(_)) => {
-                settings.refuse_as("--error-target and --error-path exclude each other".into());
-                return None;
-            }
-            (Some(target), None) => ErrorPages::Target(target),
-            (None, Some(directory)) => ErrorPages::Directory(directory),
-            (None, None) => ErrorPages::BuiltIn,
-        };
-        let target_tls = target_tls?;
-        Some(move |config: &mut ProxyConfig| {
-            config.default_target = default_target;
-            config.error_pages = error_pages;
-            config.allow_targets = allowed.unwrap_or_default();
-            config.policy = policy;
-            config.target_timeout = patience;
-            config.target_tls = target_tls;
-        })
+    /// Puts what was given in its place.
+    pub(super) fn read(&self, settings: &mut Settings, config: &mut ProxyConfig) {
+        let target = |text: &str| Target::parse(text).map_err(|error| error.problem);
+        let default = self.default_target.as_deref();
+        settings.set(&mut config.default_target, "default-target", default, |text| {
+            target(text).map(Some)
+        });
+        settings.set(
+            &mut config.error_pages,
+            "error-target",
+            self.error_target.as_deref(),
+            |text| target(text).map(ErrorPages::Target),
+        );
+        settings.set(
+            &mut config.error_pages,
+            "error-path",
+            self.error_path.as_deref(),
+            |text| parse::directory(text).map(ErrorPages::Directory),
+        );
+        if self.error_target.is_some() && self.error_path.is_some() {
+            settings.refuse_as("--error-target and --error-path exclude each other".into());
+        }
+        let allowed = self.allow_targets.as_deref();
+        settings.set(&mut config.allow_targets, "allow-targets", allowed, target_rules);
+        settings.set(
+            &mut config.target_timeout,
+            "proxy-timeout",
+            self.proxy_timeout.as_deref(),
+            |text| parse::positive_duration(text).map(Some),
+        );
+        self.read_policy(settings, &mut config.policy);
+        config.target_tls = self.read_tls(settings);
     }
 
-    fn read_policy(&self, settings: &mut Settings) -> Option<Policy> {
-        let trusted = self.trusted_proxies.as_deref().unwrap_or_default();
-        let trusted = settings.read("trusted-proxies", trusted, TrustedProxies::parse);
-        let mut boolean = |flag, text: &str| settings.read(flag, text, parse::boolean);
-        let no_x_forward = boolean("no-x-forward", &self.no_x_forward);
-        let no_prepend_path = boolean("no-prepend-path", &self.no_prepend_path);
-        let no_include_prefix = boolean("no-include-prefix", &self.no_include_prefix);
-        let change_origin = boolean("change-origin", &self.change_origin);
-        let auto_rewrite = boolean("auto-rewrite", &self.auto_rewrite);
+    fn read_policy(&self, settings: &mut Settings, policy: &mut Policy) {
+        let trusted = self.trusted_proxies.as_deref();
+        settings.set(
+            &mut policy.trusted_proxies,
+            "trusted-proxies",
+            trusted,
+            TrustedProxies::parse,
+        );
+        for (flag, text, place, wanted) in [
+            ("no-x-forward", &self.no_x_forward, &mut policy.x_forward, false),
+            ("no-prepend-path", &self.no_prepend_path, &mut policy.prepend_path, false),
+            (
+                "no-include-prefix",
+                &self.no_include_prefix,
+                &mut policy.include_prefix,
+                false,
+            ),
+            ("change-origin", &self.change_origin, &mut policy.change_origin, true),
+            ("auto-rewrite", &self.auto_rewrite, &mut policy.auto_rewrite, true),
+        ] {
+            settings.set(place, flag, Some(text), |text| Ok(parse::boolean(text)? == wanted));
+        }
         let protocol = self.protocol_rewrite.as_deref();
-        let protocol = settings.read_optional("protocol-rewrite", protocol, Protocol::parse);
-        let headers = self.custom_header.iter().filter(|line| !line.trim().is_empty());
-        let headers: Vec<_> = headers
-            .map(|line| settings.read("custom-header", line, parse_header))
-            .collect();
-        Some(Policy {
-            trusted_proxies: trusted?,
-            x_forward: !no_x_forward?,
-            custom_headers: headers.into_iter().collect::<Option<_>>()?,
-            prepend_path: !no_prepend_path?,
-            include_prefix: !no_include_prefix?,
-            change_origin: change_origin?,
-            auto_rewrite: auto_rewrite?,
-            protocol_rewrite: protocol?,
-        })
+        settings.set(&mut policy.protocol_rewrite, "protocol-rewrite", protocol, |text| {
+            Protocol::parse(text).map(Some)
+        });
+        for line in self.custom_header.iter().filter(|line| !line.trim().is_empty()) {
+            if let Some((name, value)) = settings.read("custom-header", line, parse_header) {
+                policy.custom_headers.insert(name, value);
+            }
+        }
     }
 
-    fn read_tls(&self, settings: &mut Settings) -> Option<TargetTls> {
+    fn read_tls(&self, settings: &mut Settings) -> TargetTls {
         let ca = settings.read_optional("client-ssl-ca", self.client_ssl_ca.as_deref(), parse::file);
         let certificate = settings.read_optional("client-ssl-cert", self.client_ssl_cert.as_deref(), parse::file);
         let key = settings.read_optional("client-ssl-key", self.client_ssl_key.as_deref(), parse::file);
         let insecure = settings.read("insecure", &self.insecure, parse::boolean);
-        let identity: Option<(PathBuf, PathBuf)> = match (certificate?, key?) {
-            (Some(certificate), Some(key)) => Some((certificate, key)),
-            (None, None) => None,
-            _ => {
-                settings.refuse_as("--client-ssl-cert and --client-ssl-key go together".into());
-                return None;
-            }
-        };
-        Some(TargetTls {
-            ca: ca?,
-            identity,
-            insecure: insecure?,
-        })
+        if self.client_ssl_cert.is_some() != self.client_ssl_key.is_some() {
+            settings.refuse_as("--client-ssl-cert and --client-ssl-key go together".into());
+        }
+        TargetTls {
+            ca: ca.flatten(),
+            identity: certificate.flatten().zip(key.flatten()),
+            insecure: insecure == Some(true),
+        }
     }
-}
-
-fn target(text: &str) -> Result<Target, String> {
-    Target::parse(text).map_err(|error| error.problem)
 }
 
 fn target_rules(text: &str) -> Result<Vec<TargetRule>, String> {
