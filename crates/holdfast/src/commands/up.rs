@@ -4,15 +4,19 @@ mod claim;
 mod plan;
 mod readiness;
 
+use std::ffi::OsString;
+use std::net::Ipv6Addr;
 use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
+use holdfast_proxy::ConfigError;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::claim::Claim;
 use self::plan::Plan;
+use super::proxy::ServingArgs;
 use super::{Common, CommonArgs, block_on};
 use crate::config::{Mistakes, Settings, parse};
 use crate::shutdown::Stop;
@@ -26,7 +30,8 @@ const PROXIES_MAX: u16 = 64;
 ///
 /// One replica and one proxy run within this process; more of them run as processes of their own, each started again
 /// when it dies. Replica i listens on 127.0.0.1, on the ports --base-port + 10 i (API), + 1 (peers) and + 2 (probes);
-/// proxy j serves users on --port + j and probes on 127.0.0.1, --proxy-admin-base + j.
+/// proxy j serves users on --port + j (and redirects those without TLS on --redirect-port + j) and probes on 127.0.0.1,
+/// --proxy-admin-base + j.
 ///
 /// Prints one line, `holdfast is up: URL,... api=HOST:PORT,...`, once all of it answers. SIGTERM or Ctrl-C stops
 /// everything in good order, a second one at once; if this process is killed, the others end by themselves. The routes
@@ -72,6 +77,9 @@ pub struct UpArgs {
     drain_timeout: String,
 
     #[command(flatten)]
+    serving: ServingArgs,
+
+    #[command(flatten)]
     common: CommonArgs,
 }
 
@@ -113,12 +121,20 @@ fn read(args: &UpArgs, settings: &mut Settings) -> Result<(Plan, Common), Mistak
         _ => Err(format!("must be a number from 1 to {PROXIES_MAX}")),
     });
     let ip = settings.read("ip", args.ip.as_deref().unwrap_or_default(), parse::ip);
+    let serving = args.serving.read(settings, ip.unwrap_or(Ipv6Addr::UNSPECIFIED.into()));
     let port = settings.read("port", &args.port, parse::first_port);
     let base_port = settings.read("base-port", &args.base_port, parse::first_port);
     let proxy_admin_base = settings.read("proxy-admin-base", &args.proxy_admin_base, parse::first_port);
     let drain_delay = settings.read("drain-delay", &args.drain_delay, parse::duration);
     let drain_timeout = settings.read("drain-timeout", &args.drain_timeout, parse::duration);
     let common = args.common.read(settings, "info");
+    let redirect = serving.as_ref().and_then(|serving| serving.redirect);
+    if redirect.is_some_and(|redirect| redirect.listen.port() == 0) {
+        let problem = "must be a port from 1 to 65535: those of further proxies are counted from it";
+        settings.refuse("redirect-port", "0", problem);
+    }
+    let is_shared = |flag: &OsString| !flag.as_encoded_bytes().starts_with(b"--redirect-port=");
+    let serving_flags = settings.flags::<ServingArgs>().into_iter().filter(is_shared);
     let plan = (|| {
         Some(Plan {
             data_dir: data_dir?,
@@ -130,17 +146,22 @@ fn read(args: &UpArgs, settings: &mut Settings) -> Result<(Plan, Common), Mistak
             proxy_admin_base: proxy_admin_base?,
             drain_delay: drain_delay?,
             drain_timeout: drain_timeout?,
+            serving: serving?,
+            serving_flags: serving_flags.collect(),
             log_format: args.common.log_format.clone(),
             log_level: args.common.log_level.clone().unwrap_or_else(|| "info".to_owned()),
         })
     })();
-    for (flag, problem) in plan.iter().flat_map(Plan::problems) {
-        let value = match flag {
-            "port" => &args.port,
-            "base-port" => &args.base_port,
-            _ => &args.proxy_admin_base,
-        };
-        settings.refuse(flag, value, &problem);
+    for (flag, value, problem) in plan.iter().flat_map(Plan::problems) {
+        settings.refuse(flag, &value.to_string(), &problem);
+    }
+    if !settings.has_mistakes() {
+        let first = plan.iter().filter_map(|plan| plan.proxy_configs().ok()).flatten().next();
+        if let Some(Err(ConfigError(mistakes))) = first.map(|proxy| proxy.validate()) {
+            mistakes
+                .iter()
+                .for_each(|mistake| settings.refuse_as(mistake.to_string()));
+        }
     }
     settings.finish(plan.zip(common))
 }
@@ -237,5 +258,67 @@ fn announce(plan: &Plan) {
     tracing::info!("{line}");
     if let Err(error) = output::line(&line) {
         tracing::warn!("standard output is closed: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use clap::{Command, FromArgMatches};
+
+    use super::*;
+    use crate::config;
+
+    fn told(flags: &[&str]) -> Result<Plan, String> {
+        let required = ["holdfast", "up", "--data-dir", "/tmp"];
+        let line: Vec<OsString> = required.iter().chain(flags).map(OsString::from).collect();
+        let up = UpArgs::augment_args(Command::new("up"));
+        let (matches, mut settings) = config::load(Command::new("holdfast").subcommand(up), &line).unwrap();
+        let args = UpArgs::from_arg_matches(matches.subcommand().unwrap().1).unwrap();
+        read(&args, &mut settings)
+            .map(|(plan, _)| plan)
+            .map_err(|mistakes| mistakes.to_string())
+    }
+
+    #[test]
+    fn proxies_are_told_what_up_is_told() {
+        let plan = told(&[
+            "--proxies=2",
+            "--default-target=http://127.0.0.1:8081",
+            "--custom-header=X-A: 1, 2",
+            "--no-x-forward",
+            "--timeout=5s",
+        ])
+        .unwrap();
+        let config = &plan.proxy_configs().unwrap()[1];
+        assert!(config.default_target.is_some() && !config.policy.x_forward && config.client_timeout.is_some());
+        let arguments = plan.children(Path::new("/bin/holdfast")).pop().unwrap().arguments;
+        for flag in [
+            "--default-target=http://127.0.0.1:8081",
+            "--custom-header=X-A: 1, 2",
+            "--no-x-forward=true",
+            "--client-timeout=5s",
+        ] {
+            assert!(
+                arguments.iter().any(|argument| argument == flag),
+                "{flag}: {arguments:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn mistakes_about_proxies_are_found_before_anything_starts() {
+        let said = told(&["--redirect-port=0", "--proxies=65", "--custom-header=none"]).unwrap_err();
+        for part in [
+            "--redirect-port needs a certificate",
+            "--redirect-port \"0\": must be a port from 1",
+            "--proxies \"65\"",
+            "--custom-header \"none\"",
+        ] {
+            assert!(said.contains(part), "{part} is missing in: {said}");
+        }
+        let long = told(&["--keep-alive-timeout=48h"]).unwrap_err();
+        assert!(long.contains("header_read_timeout"), "{long}");
     }
 }

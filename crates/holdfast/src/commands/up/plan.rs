@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 use holdfast_client::Endpoints;
-use holdfast_proxy::ProxyConfig;
+use holdfast_proxy::{Address, ProxyConfig, Redirect};
 use holdfast_replica::{ClusterConfig, PeerAddress, ReplicaConfig};
 
 use crate::supervise::ChildSpec;
@@ -30,6 +30,10 @@ pub(super) struct Plan {
     pub proxy_admin_base: u16,
     pub drain_delay: Duration,
     pub drain_timeout: Duration,
+    /// What all proxies are told; the first one's redirect.
+    pub serving: ProxyConfig,
+    /// The same as flags.
+    pub serving_flags: Vec<OsString>,
     pub log_format: String,
     pub log_level: String,
 }
@@ -49,13 +53,14 @@ impl Plan {
         (self.replicas, self.proxies) == (1, 1)
     }
 
-    /// Which flags lead to ports that do not exist or to one port twice, and why.
-    pub(super) fn problems(&self) -> Vec<(&'static str, String)> {
+    /// Which flags, with their values, lead to ports that do not exist or to one port twice, and why.
+    pub(super) fn problems(&self) -> Vec<(&'static str, u16, String)> {
         let mut problems = Vec::new();
         let mut last_port = |flag, first: u16, beyond: u16| {
             if first.checked_add(beyond).is_none() {
                 problems.push((
                     flag,
+                    first,
                     format!("needs {beyond} ports after it, and 65535 is the last: give a lower one"),
                 ));
             }
@@ -63,6 +68,9 @@ impl Plan {
         last_port("port", self.port, self.proxies - 1);
         last_port("base-port", self.base_port, (self.replicas - 1) * REPLICA_STEP + 2);
         last_port("proxy-admin-base", self.proxy_admin_base, self.proxies - 1);
+        if let Some(redirect) = self.serving.redirect {
+            last_port("redirect-port", redirect.listen.port(), self.proxies - 1);
+        }
         if !problems.is_empty() {
             return problems;
         }
@@ -81,7 +89,7 @@ impl Plan {
                     other.value,
                     other.what,
                 );
-                problems.push((listener.flag, problem));
+                problems.push((listener.flag, listener.value, problem));
             }
         }
         problems
@@ -108,15 +116,19 @@ impl Plan {
 
     /// Where users come in, as a browser on this machine writes it.
     pub(super) fn urls(&self) -> Vec<String> {
+        let scheme = match self.serving.tls {
+            Some(_) => "https",
+            None => "http",
+        };
         (0..self.proxies)
-            .map(|index| format!("http://{}", self.reachable(index)))
+            .map(|index| format!("{scheme}://{}", self.reachable(index)))
             .collect()
     }
 
-    /// Each proxy's name and an address at which it can be reached from here.
-    pub(super) fn proxy_addresses(&self) -> Vec<(String, SocketAddr)> {
+    /// Each proxy's name, and where it says how it is, with TLS for users or without.
+    pub(super) fn proxy_probes(&self) -> Vec<(String, SocketAddr)> {
         (0..self.proxies)
-            .map(|index| (format!("p{index}"), self.reachable(index)))
+            .map(|index| (format!("p{index}"), self.admin_address(index)))
             .collect()
     }
 
@@ -150,14 +162,16 @@ impl Plan {
 
     pub(super) fn proxy_configs(&self) -> anyhow::Result<Vec<ProxyConfig>> {
         let endpoints = Endpoints::parse(&self.endpoints())?;
-        let config = |index| {
-            let listen = self.public_address(index);
-            let data_dir = self.data_dir.join(format!("p{index}"));
-            let mut config = ProxyConfig::new(format!("p{index}"), endpoints.clone(), listen, data_dir);
-            config.listen_admin = Some(self.admin_address(index));
-            config.drain_delay = self.drain_delay;
-            config.drain_timeout = self.drain_timeout;
-            config
+        let config = |index| ProxyConfig {
+            name: format!("p{index}"),
+            endpoints: endpoints.clone(),
+            listen: vec![Address::Tcp(self.public_address(index))],
+            redirect: self.redirect(index),
+            listen_admin: Some(self.admin_address(index)),
+            data_dir: self.data_dir.join(format!("p{index}")),
+            drain_delay: self.drain_delay,
+            drain_timeout: self.drain_timeout,
+            ..self.serving.clone()
         };
         Ok((0..self.proxies).map(config).collect())
     }
@@ -208,12 +222,14 @@ impl Plan {
                 ("--drain-delay", milliseconds(self.drain_delay)),
                 ("--drain-timeout", milliseconds(self.drain_timeout)),
             ];
-            child(
-                format!("p{index}"),
-                self.drain_delay + self.drain_timeout + GRACE,
-                "proxy",
-                own,
-            )
+            let grace = self.drain_delay + self.drain_timeout + GRACE;
+            let mut child = child(format!("p{index}"), grace, "proxy", own);
+            child.arguments.extend_from_slice(&self.serving_flags);
+            if let Some(redirect) = self.redirect(index) {
+                let port = redirect.listen.port();
+                child.arguments.push(format!("--redirect-port={port}").into());
+            }
+            child
         });
         replicas.chain(proxies).collect()
     }
@@ -234,6 +250,14 @@ impl Plan {
                 value: self.port,
                 what: format!("p{index}'s users"),
                 address: self.public_address(index),
+            });
+        }
+        for (index, redirect) in (0..self.proxies).filter_map(|index| Some((index, self.redirect(index)?))) {
+            listeners.push(Listener {
+                flag: "redirect-port",
+                value: redirect.listen.port() - index,
+                what: format!("p{index}'s users without TLS"),
+                address: redirect.listen,
             });
         }
         for index in 0..self.replicas {
@@ -263,6 +287,12 @@ impl Plan {
 
     fn admin_address(&self, index: u16) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.proxy_admin_base + index))
+    }
+
+    fn redirect(&self, index: u16) -> Option<Redirect> {
+        let mut redirect = self.serving.redirect?;
+        redirect.listen.set_port(redirect.listen.port() + index);
+        Some(redirect)
     }
 
     fn public_address(&self, index: u16) -> SocketAddr {
@@ -309,10 +339,16 @@ fn milliseconds(duration: Duration) -> OsString {
 
 #[cfg(test)]
 mod tests {
+    use holdfast_proxy::UserTls;
+
     use super::*;
 
     fn plan(replicas: u16, proxies: u16) -> Plan {
+        let nowhere = Endpoints::parse(&["127.0.0.1:1"]).unwrap();
+        let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         Plan {
+            serving: ProxyConfig::new(String::new(), nowhere, any, PathBuf::new()),
+            serving_flags: Vec::new(),
             data_dir: "/d".into(),
             replicas,
             proxies,
@@ -347,16 +383,20 @@ mod tests {
             base_port: 65530,
             ..plan(3, 2)
         };
-        let flags: Vec<_> = beyond.problems().into_iter().map(|(flag, _)| flag).collect();
-        assert_eq!(flags, ["port", "base-port"]);
+        let flags: Vec<_> = beyond
+            .problems()
+            .into_iter()
+            .map(|(flag, value, _)| (flag, value))
+            .collect();
+        assert_eq!(flags, [("port", 65535), ("base-port", 65530)]);
         let meeting = Plan {
             proxy_admin_base: 7022,
             ..plan(3, 1)
         };
-        let [(flag, problem)] = &meeting.problems()[..] else {
+        let [(flag, value, problem)] = &meeting.problems()[..] else {
             panic!("{:?}", meeting.problems());
         };
-        assert_eq!(*flag, "proxy-admin-base");
+        assert_eq!((*flag, *value), ("proxy-admin-base", 7022));
         assert!(
             problem.contains("7022") && problem.contains("--base-port 7011"),
             "{problem}"
@@ -392,5 +432,36 @@ mod tests {
              --peers r0=127.0.0.1:7012,r1=127.0.0.1:7022,r2=127.0.0.1:7032 --listen-client 127.0.0.1:7021 \
              --listen-peer 127.0.0.1:7022 --listen-admin 127.0.0.1:7023"
         );
+    }
+
+    #[test]
+    fn proxies_are_told_alike_but_for_their_ports() {
+        let mut secure = plan(1, 2);
+        secure.serving.tls = Some(UserTls::new("/c".into(), "/k".into()));
+        secure.serving.redirect = Some(Redirect {
+            listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080)),
+            to: Some(443),
+        });
+        secure.serving_flags = vec!["--ssl-cert=/c".into(), "--ssl-key=/k".into(), "--redirect-to=443".into()];
+        assert_eq!(secure.problems(), []);
+        assert_eq!(secure.urls(), ["https://127.0.0.1:8000", "https://127.0.0.1:8001"]);
+        let redirects = secure.proxy_configs().unwrap().into_iter().map(|config| {
+            assert!(config.tls.is_some());
+            config.redirect.unwrap()
+        });
+        let redirects: Vec<_> = redirects.map(|redirect| (redirect.listen.port(), redirect.to)).collect();
+        assert_eq!(redirects, [(8080, Some(443)), (8081, Some(443))]);
+        let line = secure.children(Path::new("/bin/holdfast"))[2].arguments.clone();
+        let line = line.join(&OsString::from(" ")).into_string().unwrap();
+        assert!(
+            line.ends_with(" --ssl-cert=/c --ssl-key=/k --redirect-to=443 --redirect-port=8081"),
+            "{line}"
+        );
+        secure.port = 8081;
+        let [(flag, value, problem)] = &secure.problems()[..] else {
+            panic!("{:?}", secure.problems());
+        };
+        assert_eq!((*flag, *value), ("redirect-port", 8080));
+        assert!(problem.contains("8081") && problem.contains("--port 8081"), "{problem}");
     }
 }

@@ -24,7 +24,7 @@ const FAILURES_MAX: u32 = 3;
 /// No route begins with this, so that the answer is short however many routes there are.
 const NO_ROUTE: &str = "//";
 
-/// Returns when the API answers a linearizable read and every public port is healthy.
+/// Returns when the API answers a linearizable read and every proxy is ready.
 ///
 /// Then waits a little for the last replicas and for the proxies to follow, and only warns about one that does not come:
 /// the others serve.
@@ -85,8 +85,8 @@ async fn missing(plan: &Plan, reader: &RouteReader) -> Vec<String> {
     if let Err(error) = reader.list(None, NO_ROUTE).await {
         missing.push(format!("the API: {error}"));
     }
-    for (name, address) in plan.proxy_addresses() {
-        if let Err(problem) = healthy(address).await {
+    for (name, address) in plan.proxy_probes() {
+        if let Err(problem) = ready(address).await {
             missing.push(format!("{name} at http://{address}: {problem}"));
         }
     }
@@ -115,18 +115,19 @@ async fn late(plan: &Plan, reader: &RouteReader) -> Vec<String> {
         }
     }
     let strays = plan
-        .proxy_addresses()
+        .proxy_probes()
         .into_iter()
         .filter(|(name, _)| !following.contains(name));
     late.extend(strays.map(|(name, _)| format!("{name} does not follow a replica yet")));
     late
 }
 
-/// Whether a proxy says on its public port that it can serve.
-async fn healthy(address: SocketAddr) -> Result<(), String> {
+/// Whether a proxy says that it can serve. It is not asked where users come in, for that may be by TLS, and with a
+/// certificate of one's own.
+async fn ready(address: SocketAddr) -> Result<(), String> {
     let ask = async {
         let mut stream = TcpStream::connect(address).await?;
-        let request = format!("GET /_chp_healthz HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+        let request = format!("GET /readyz HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         // `HTTP/1.1 200`: more of the answer is of no interest.
         let mut status_line = [0; 12];
@@ -154,11 +155,11 @@ mod tests {
             stream.write_all(answer.as_bytes()).await.unwrap();
             stream
         };
-        tokio::join!(healthy(address), serve).0
+        tokio::join!(ready(address), serve).0
     }
 
     #[tokio::test]
-    async fn only_200_is_healthy() {
+    async fn only_200_is_ready() {
         assert_eq!(answering("HTTP/1.1 200 OK\r\n\r\n").await, Ok(()));
         assert!(
             answering("HTTP/1.1 503 Service Unavailable\r\n\r\n")
