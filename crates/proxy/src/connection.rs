@@ -32,7 +32,10 @@ use crate::tunnel::Tunnel;
 
 /// The most bytes in a request's head; more get 431.
 const HEAD_BYTES_MAX: u32 = 64 * 1024;
-/// Requests at once on one connection.
+/// The most bytes that are read from a client of HTTP/1.1 before its target takes them, and kept of an answer before the
+/// client does. A whole head fits in.
+const BUFFER_BYTES_MAX: usize = 128 * 1024;
+/// Requests at once on one connection of HTTP/2.
 const STREAMS_MAX: u32 = 100;
 /// What one request, and one connection, may send before it is read.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -91,7 +94,8 @@ impl Server {
         http1
             .timer(TokioTimer::new())
             .header_read_timeout(limits.header_read_timeout)
-            .max_header_size(HEAD_BYTES_MAX as usize);
+            .max_header_size(HEAD_BYTES_MAX as usize)
+            .max_buf_size(BUFFER_BYTES_MAX);
         Server {
             forwarder,
             metrics,
