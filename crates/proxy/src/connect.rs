@@ -1,14 +1,15 @@
 //! Opens connections to targets, where that is allowed.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_table::{Scheme, Target};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::{TlsConnector, TlsStream};
@@ -16,6 +17,10 @@ use tokio_rustls::{TlsConnector, TlsStream};
 use crate::allow::{Allowed, Denied};
 use crate::stream::Stream;
 use crate::tls::{TargetIdentity, TlsError};
+
+/// Names that are looked up at once. Each takes a thread until the system has an answer, whether it is still waited for or
+/// not, and the copy of the table is written by such threads too.
+const LOOKUPS_MAX: usize = 64;
 
 /// Why there is no connection; nothing was sent.
 #[derive(Debug, thiserror::Error)]
@@ -40,13 +45,23 @@ pub(crate) enum ConnectError {
 
 /// Opens connections, over TCP or to a unix socket, within the time that they may take.
 pub(crate) struct Connector {
-    pub(crate) allowed: Allowed,
-    pub(crate) tls: Arc<TargetIdentity>,
-    /// Name resolution and TLS included.
-    pub(crate) timeout: Duration,
+    allowed: Allowed,
+    tls: Arc<TargetIdentity>,
+    timeout: Duration,
+    lookups: Arc<Semaphore>,
 }
 
 impl Connector {
+    /// The timeout is for name resolution, TCP and TLS together.
+    pub(crate) fn new(allowed: Allowed, tls: Arc<TargetIdentity>, timeout: Duration) -> Self {
+        Connector {
+            allowed,
+            tls,
+            timeout,
+            lookups: Arc::new(Semaphore::new(LOOKUPS_MAX)),
+        }
+    }
+
     pub(crate) async fn connect(&self, target: &Target) -> Result<Stream, ConnectError> {
         match timeout(self.timeout, self.open(target)).await {
             Ok(result) => result,
@@ -81,10 +96,7 @@ impl Connector {
             return self.tcp_to(scheme, SocketAddr::new(ip, port)).await;
         }
         let started = Instant::now();
-        let addresses: Vec<SocketAddr> = match lookup_host((host, port)).await {
-            Ok(addresses) => addresses.collect(),
-            Err(error) => return Err(ConnectError::Resolve(error)),
-        };
+        let addresses = self.look_up(host.to_owned(), port).await.map_err(ConnectError::Resolve)?;
         // Each address gets an equal share of what is left, so that one which does not answer leaves time for the next.
         let mut failure = ConnectError::NoAddress;
         for (at, address) in addresses.iter().enumerate() {
@@ -101,6 +113,16 @@ impl Connector {
             }
         }
         Err(failure)
+    }
+
+    async fn look_up(&self, host: String, port: u16) -> io::Result<Vec<SocketAddr>> {
+        let turn = self.lookups.clone().acquire_owned().await.map_err(io::Error::other)?;
+        let found = tokio::task::spawn_blocking(move || {
+            let found = (host.as_str(), port).to_socket_addrs();
+            drop(turn);
+            found.map(Iterator::collect)
+        });
+        found.await.map_err(io::Error::other)?
     }
 
     async fn tcp_to(&self, scheme: Scheme, address: SocketAddr) -> Result<TcpStream, ConnectError> {

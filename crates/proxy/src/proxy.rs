@@ -219,11 +219,7 @@ impl Proxy {
         let own = own.chain(redirect_address).chain(admin_address).collect();
         let replicas = config.endpoints.addresses().map(str::to_owned).collect();
         let targets = |allowed: Allowed| {
-            let connector = Connector {
-                allowed,
-                tls: target_identity.clone(),
-                timeout: config.connect_timeout,
-            };
+            let connector = Connector::new(allowed, target_identity.clone(), config.connect_timeout);
             Targets::new(connector, config.target_idle_timeout, config.target_timeout)
         };
         let routed = targets(Allowed::new(config.allow_targets.clone(), own, replicas));
