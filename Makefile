@@ -68,5 +68,8 @@ bench-store: setup ## Holdfast beside etcd, which it installs (ARGS="--quick", A
 	@scripts/install_etcd.sh
 	@scripts/bench.sh store $(or $(ARGS),--save)
 
-bench-proxy: setup ## requests per second and CPU per request by number of routes
-	@scripts/bench.sh proxy $(ARGS)
+bench-proxy: setup ## Holdfast's proxy beside five others, which it installs (ARGS="--rows shared,add --peers nginx,haproxy")
+	@scripts/install_debian_proxies.sh
+	@scripts/install_pypi_proxies.sh
+	@scripts/install_chp.sh
+	@PATH="$(CACHE)/proxies/bin:$(CACHE)/chp/node_modules/.bin:$$PATH" scripts/bench.sh proxy $(or $(ARGS),--save)

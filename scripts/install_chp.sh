@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# configurable-http-proxy for `make demo-chp`, in the cache folder.
+# configurable-http-proxy for `make demo-chp` and `make bench-proxy`, in the cache folder.
 set -euo pipefail
 
 version=5.3.0
 fail() {
-    echo "demo-chp: $1; configurable-http-proxy $version needs Node.js 20 or newer, and npm (https://nodejs.org; Debian 13 has" \
+    echo "install_chp: $1; configurable-http-proxy $version needs Node.js 20 or newer, and npm (https://nodejs.org; Debian 13 has" \
         "them as nodejs and npm). Everything else works without." >&2
     exit 1
 }

@@ -56,6 +56,7 @@ check_system_packages() {
     if [ "$(uname)" = Linux ]; then                       # networks of their own for tests, and cuts in them
         has_tool ip || packages+=(iproute2)
         has_tool nft || packages+=(nftables)
+        has_tool wrk || packages+=(wrk)                   # the load of the proxy's benchmark, which a test runs once
     fi
     [ ${#packages[@]} -eq 0 ] && return
 

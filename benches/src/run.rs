@@ -16,6 +16,7 @@ pub struct Run {
     is_saved: bool,
     rounds: Option<usize>,
     parts: Vec<String>,
+    peers: Vec<String>,
     output: String,
 }
 
@@ -24,18 +25,20 @@ impl Run {
     ///
     /// `--quick`: a few seconds, to see that everything works; the figures mean nothing. `--save`: the output also goes
     /// to `benches/runs/<date>-<name>.txt`. `--rounds <number>`: how often everything is measured. `--rows <part>,...`:
-    /// only these of `parts`, where the benchmark has any.
+    /// only these of `parts`. `--peers <peer>,...`: only these of `peers`, where the benchmark lets choose.
     ///
     /// # Errors
     /// Another flag, or no binary to measure.
-    pub fn start(name: &'static str, question: &str, parts: &[&str]) -> Result<Self> {
+    pub fn start(name: &'static str, question: &str, parts: &[&str], peers: &[&str]) -> Result<Self> {
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         let mut run = Run {
             name,
             began: Instant::now(),
             is_quick: false,
             is_saved: false,
             rounds: None,
-            parts: parts.iter().map(|part| (*part).to_owned()).collect(),
+            parts: owned(parts),
+            peers: owned(peers),
             output: String::new(),
         };
         let mut arguments = std::env::args().skip(1);
@@ -51,14 +54,12 @@ impl Run {
                             .context("--rounds: a number above 0")?,
                     );
                 }
-                "--rows" if !parts.is_empty() => {
-                    let wanted = arguments.next().unwrap_or_default();
-                    run.parts = wanted.split(',').map(str::to_owned).collect();
-                    let known = parts.join(",");
-                    let unknown = run.parts.iter().find(|part| !parts.contains(&part.as_str()));
-                    ensure!(unknown.is_none(), "--rows {wanted}: there are {known}");
-                }
-                other => bail!("{other:?} is no flag of mine: --quick, --save, --rounds <number>, --rows <part>,..."),
+                "--rows" => run.parts = chosen("--rows", arguments.next(), parts)?,
+                "--peers" if !peers.is_empty() => run.peers = chosen("--peers", arguments.next(), peers)?,
+                other => bail!(
+                    "{other:?} is no flag of mine: --quick, --save, --rounds <number>, --rows <part>,...{}",
+                    if peers.is_empty() { "" } else { ", --peers <peer>,..." }
+                ),
             }
         }
         let binary = holdfast()?;
@@ -80,7 +81,7 @@ impl Run {
         run.say(format!("machine   {}", machine()));
         run.say(format!(
             "load      {} (1, 5, 15 minutes, before the start)",
-            first_words("/proc/loadavg", 3)
+            Run::load()
         ));
         if run.is_quick {
             run.say("quick     these figures mean nothing");
@@ -101,6 +102,11 @@ impl Run {
     /// True if this part is wanted.
     pub fn includes(&self, part: &str) -> bool {
         self.parts.iter().any(|wanted| wanted == part)
+    }
+
+    /// True if this peer is wanted.
+    pub fn is_beside(&self, peer: &str) -> bool {
+        self.peers.iter().any(|wanted| wanted == peer)
     }
 
     /// How long it has been running.
@@ -130,6 +136,11 @@ impl Run {
         self.output.push('\n');
     }
 
+    /// The machine's load now, over 1, 5 and 15 minutes.
+    pub fn load() -> String {
+        first_words("/proc/loadavg", 3)
+    }
+
     /// Ends the run.
     ///
     /// # Errors
@@ -145,6 +156,15 @@ impl Run {
         }
         Ok(())
     }
+}
+
+/// What a flag's comma-separated value names.
+fn chosen(flag: &str, value: Option<String>, known: &[&str]) -> Result<Vec<String>> {
+    let wanted = value.unwrap_or_default();
+    let names: Vec<_> = wanted.split(',').map(str::to_owned).collect();
+    let unknown = names.iter().find(|name| !known.contains(&name.as_str()));
+    ensure!(unknown.is_none(), "{flag} {wanted}: there are {}", known.join(","));
+    Ok(names)
 }
 
 fn machine() -> String {

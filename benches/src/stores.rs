@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::comparison::HOLDFAST;
 use crate::payload::{self, Payload};
 
 /// What any single call may take at most, and any wait for a store: longer means that something is broken.
@@ -40,9 +41,15 @@ impl System {
     pub fn name(self) -> &'static str {
         match self {
             System::Etcd => "etcd",
-            System::Holdfast => "holdfast",
+            System::Holdfast => HOLDFAST,
             System::Bare => "no store",
         }
+    }
+}
+
+impl From<System> for &'static str {
+    fn from(system: System) -> Self {
+        system.name()
     }
 }
 

@@ -49,3 +49,41 @@ pub fn resident_mib(pid: u32) -> Result<f64> {
     let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
     Ok(kib.context("no VmRSS in /proc/<pid>/status")? / 1024.0)
 }
+
+/// The memory that one program's processes have in use in MiB: what several of them share is counted once.
+///
+/// # Errors
+/// One is not there, or belongs to somebody else.
+pub fn memory_mib(pids: &[u32]) -> Result<f64> {
+    let of_one = |pid: &u32| {
+        let file = format!("/proc/{pid}/smaps_rollup");
+        let rollup = fs::read_to_string(&file).with_context(|| file.clone())?;
+        let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"));
+        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+        anyhow::Ok(kib.with_context(|| format!("no Pss in {file}"))? / 1024.0)
+    };
+    match pids {
+        // What it shares with other programs is its own all the same.
+        [pid] => resident_mib(*pid),
+        pids => pids.iter().map(of_one).sum(),
+    }
+}
+
+/// The processes that a process has started, and those that they have started.
+pub fn descendants(pid: u32) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let children: Vec<u32> = tasks
+        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
+        .flat_map(|children| {
+            children
+                .split_whitespace()
+                .filter_map(|child| child.parse().ok())
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    let further: Vec<u32> = children.iter().flat_map(|child| descendants(*child)).collect();
+    [children, further].concat()
+}

@@ -1,7 +1,5 @@
 //! etcd, as its public API has it.
 
-use std::path::PathBuf;
-
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
@@ -12,6 +10,7 @@ use tonic::{Status, Streaming};
 
 use super::{Connection, MESSAGE_BYTES_MAX, PATIENCE, System, Write};
 use crate::payload::{Payload, write_of};
+use crate::programs;
 use proto::kv_client::KvClient;
 use proto::maintenance_client::MaintenanceClient;
 use proto::watch_client::WatchClient;
@@ -50,20 +49,13 @@ pub struct Member {
     client_port: u16,
 }
 
-/// The `etcd` on PATH, if there is one.
-pub fn program() -> Option<PathBuf> {
-    std::env::split_paths(&std::env::var_os("PATH")?)
-        .map(|folder| folder.join("etcd"))
-        .find(|path| path.is_file())
-}
-
 impl EtcdCluster {
     /// Starts `members` members with empty directories and waits until all follow a leader.
     ///
     /// # Errors
     /// There is no etcd, or they do not, in time.
     pub async fn start(members: usize) -> Result<Self> {
-        let program = program().context("no etcd on PATH: scripts/install_etcd.sh installs it")?;
+        let program = programs::find("etcd").context("no etcd on PATH: scripts/install_etcd.sh installs it")?;
         let folder = tempfile::Builder::new().prefix("holdfast-bench-etcd-").tempdir()?;
         let peer_ports: Vec<_> = (0..members).map(|_| free_port()).collect();
         let peers: Vec<_> = peer_ports

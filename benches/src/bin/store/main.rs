@@ -16,10 +16,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use holdfast_benches::Run;
-use holdfast_benches::comparison::{Comparison, Row, Target};
-use holdfast_benches::run::told_by;
-use holdfast_benches::stores::{Store, System, bare, etcd};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use holdfast_benches::comparison::{Beside, Comparison, Row, Target};
+use holdfast_benches::programs;
+use holdfast_benches::stores::{Store, System, bare};
 use tokio::signal::unix::{SignalKind, signal};
 
 const ROUNDS: usize = 5;
@@ -89,7 +88,12 @@ const ROWS: &[Row] = &[
 ];
 
 const fn row(name: &'static str, unit: &'static str, target: Target) -> Row {
-    Row { name, unit, target }
+    Row {
+        name,
+        unit,
+        target,
+        beside: Beside::Best,
+    }
 }
 
 #[tokio::main]
@@ -110,10 +114,15 @@ async fn main() -> Result<()> {
 }
 
 async fn compare() -> Result<()> {
-    let mut run = Run::start("store", "Holdfast beside etcd, 3 members each on one machine", &PARTS)?;
+    let mut run = Run::start(
+        "store",
+        "Holdfast beside etcd, 3 members each on one machine",
+        &PARTS,
+        &[],
+    )?;
     let systems = systems(&mut run);
-    raise_open_files()?;
-    let mut comparison = Comparison::of(ROWS);
+    programs::raise_open_files()?;
+    let mut comparison = Comparison::of(ROWS, &["etcd"], System::Bare.name());
     let rounds = run.rounds(ROUNDS);
     let mut done = 0;
     let mut disk = disk::Probes::default();
@@ -149,10 +158,9 @@ async fn compare() -> Result<()> {
 }
 
 fn systems(run: &mut Run) -> Vec<System> {
-    match etcd::program() {
+    match programs::find("etcd") {
         Some(program) => {
-            let version = told_by(&program.to_string_lossy(), &["--version"]);
-            run.say(format!("etcd      {}", version.lines().next().unwrap_or("?")));
+            run.say(format!("etcd      {}", programs::version(&program, "--version")));
             vec![System::Etcd, System::Holdfast]
         }
         None => {
@@ -181,10 +189,4 @@ async fn round(run: &Run, name: &str, order: &[System], comparison: &mut Compari
         }
     }
     Ok(())
-}
-
-/// A thousand streams have a connection each; the usual soft limit is 1024.
-fn raise_open_files() -> Result<()> {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
 }
