@@ -4,7 +4,9 @@ use std::fmt;
 
 use tokio_rustls::rustls::crypto::CryptoProvider;
 use tokio_rustls::rustls::crypto::ring::ALL_CIPHER_SUITES;
-use tokio_rustls::rustls::{ALL_VERSIONS, CipherSuite, ProtocolVersion, SupportedCipherSuite, SupportedProtocolVersion};
+use tokio_rustls::rustls::{
+    ALL_VERSIONS, CipherSuite, ProtocolVersion, SupportedCipherSuite, SupportedProtocolVersion,
+};
 
 /// What OpenSSL calls the ciphers that rustls has. Those of TLS 1.3 it calls as their standard does.
 const OPENSSL: [(CipherSuite, &str); 9] = [
@@ -161,7 +163,12 @@ mod tests {
         let both = "ECDHE-RSA-AES128-GCM-SHA256:TLS13_AES_128_GCM_SHA256";
         assert_eq!(used(TlsCiphers::parse(both).unwrap()), 2);
         assert_eq!(used(TlsCiphers::default()), OPENSSL.len());
-        for wrong in ["", "HIGH:!aNULL", "ECDHE-RSA-AES128-SHA", "ECDHE-RSA-AES128-GCM-SHA256:"] {
+        for wrong in [
+            "",
+            "HIGH:!aNULL",
+            "ECDHE-RSA-AES128-SHA",
+            "ECDHE-RSA-AES128-GCM-SHA256:",
+        ] {
             let problem = TlsCiphers::parse(wrong).unwrap_err();
             assert!(problem.contains("ECDHE-RSA-CHACHA20-POLY1305"), "{wrong:?}: {problem}");
         }

@@ -96,7 +96,10 @@ impl Connector {
             return self.tcp_to(scheme, SocketAddr::new(ip, port)).await;
         }
         let started = Instant::now();
-        let addresses = self.look_up(host.to_owned(), port).await.map_err(ConnectError::Resolve)?;
+        let addresses = self
+            .look_up(host.to_owned(), port)
+            .await
+            .map_err(ConnectError::Resolve)?;
         // Each address gets an equal share of what is left, so that one which does not answer leaves time for the next.
         let mut failure = ConnectError::NoAddress;
         for (at, address) in addresses.iter().enumerate() {

@@ -345,7 +345,11 @@ mod tests {
             let lengths = said.iter().map(|length| ("content-length", *length));
             let mut headers = headers(&lengths.collect::<Vec<_>>());
             join_lengths(&mut headers);
-            assert_eq!(headers.get_all(CONTENT_LENGTH).iter().collect::<Vec<_>>(), ["5"], "{said:?}");
+            assert_eq!(
+                headers.get_all(CONTENT_LENGTH).iter().collect::<Vec<_>>(),
+                ["5"],
+                "{said:?}"
+            );
         }
         let mut none = HeaderMap::new();
         join_lengths(&mut none);

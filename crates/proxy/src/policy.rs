@@ -119,7 +119,9 @@ pub fn parse_header(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     let name = HeaderName::try_from(name.trim()).map_err(|_| format!("{:?} is no name of a header", name.trim()))?;
     let value = HeaderValue::try_from(value.trim()).map_err(|_| format!("{:?} is no header's value", value.trim()))?;
     match is_of_one_hop(&name) || name == CONTENT_LENGTH {
-        true => Err(format!("{name} says how a request is sent, which is the proxy's to say")),
+        true => Err(format!(
+            "{name} says how a request is sent, which is the proxy's to say"
+        )),
         false => Ok((name, value)),
     }
 }

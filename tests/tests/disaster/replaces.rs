@@ -98,8 +98,12 @@ async fn a_cluster_that_replaces_one_from_after_its_backup_is_followed_and_by_no
         Ok(())
     })
     .await?;
-    let log = scene.cluster.proxies[0].process.log();
-    ensure!(log.contains("none of its ancestors") && log.contains(&unknown), "{log}");
+    until("the proxy says whom it does not follow", SOON, async || {
+        let log = scene.cluster.proxies[0].process.log();
+        ensure!(log.contains("none of its ancestors") && log.contains(&unknown), "{log}");
+        Ok(())
+    })
+    .await?;
 
     // Told whom it replaces, as the proxy's status has it, it is followed.
     let (epoch, id) = proxy_epoch(&scene.cluster, 0).await?;

@@ -307,6 +307,9 @@ mod tests {
             assert!(alone.contains(&format!("--{flag} needs a certificate")), "{alone}");
         }
         let same = told(&["--listen=127.0.0.1:8002"]).unwrap_err();
-        assert!(same.contains("--listen-admin \"127.0.0.1:8002\": users come in"), "{same}");
+        assert!(
+            same.contains("--listen-admin \"127.0.0.1:8002\": users come in"),
+            "{same}"
+        );
     }
 }

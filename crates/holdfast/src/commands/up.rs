@@ -156,7 +156,11 @@ fn read(args: &UpArgs, settings: &mut Settings) -> Result<(Plan, Common), Mistak
         settings.refuse(flag, &value.to_string(), &problem);
     }
     if !settings.has_mistakes() {
-        let first = plan.iter().filter_map(|plan| plan.proxy_configs().ok()).flatten().next();
+        let first = plan
+            .iter()
+            .filter_map(|plan| plan.proxy_configs().ok())
+            .flatten()
+            .next();
         if let Some(Err(ConfigError(mistakes))) = first.map(|proxy| proxy.validate()) {
             mistakes
                 .iter()

@@ -11,7 +11,12 @@ fn command() -> Command {
         .arg(setting("port").default_value("1"))
         .arg(Arg::new("log_level").long("log-level"))
         .arg(Arg::new("data_dir").long("data-dir"))
-        .arg(Arg::new("lines").long("lines").value_delimiter('\n').action(ArgAction::Append))
+        .arg(
+            Arg::new("lines")
+                .long("lines")
+                .value_delimiter('\n')
+                .action(ArgAction::Append),
+        )
         // Set for every process, and a test cannot set one itself.
         .arg(setting("path").env("PATH"));
     Command::new("holdfast").subcommand(Command::new("group").subcommand(role))

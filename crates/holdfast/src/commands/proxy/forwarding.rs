@@ -180,7 +180,12 @@ impl ForwardingArgs {
         );
         for (flag, text, place, wanted) in [
             ("no-x-forward", &self.no_x_forward, &mut policy.x_forward, false),
-            ("no-prepend-path", &self.no_prepend_path, &mut policy.prepend_path, false),
+            (
+                "no-prepend-path",
+                &self.no_prepend_path,
+                &mut policy.prepend_path,
+                false,
+            ),
             (
                 "no-include-prefix",
                 &self.no_include_prefix,

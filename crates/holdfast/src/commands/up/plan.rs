@@ -442,14 +442,20 @@ mod tests {
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080)),
             to: Some(443),
         });
-        secure.serving_flags = vec!["--ssl-cert=/c".into(), "--ssl-key=/k".into(), "--redirect-to=443".into()];
+        secure.serving_flags = vec![
+            "--ssl-cert=/c".into(),
+            "--ssl-key=/k".into(),
+            "--redirect-to=443".into(),
+        ];
         assert_eq!(secure.problems(), []);
         assert_eq!(secure.urls(), ["https://127.0.0.1:8000", "https://127.0.0.1:8001"]);
         let redirects = secure.proxy_configs().unwrap().into_iter().map(|config| {
             assert!(config.tls.is_some());
             config.redirect.unwrap()
         });
-        let redirects: Vec<_> = redirects.map(|redirect| (redirect.listen.port(), redirect.to)).collect();
+        let redirects: Vec<_> = redirects
+            .map(|redirect| (redirect.listen.port(), redirect.to))
+            .collect();
         assert_eq!(redirects, [(8080, Some(443)), (8081, Some(443))]);
         let line = secure.children(Path::new("/bin/holdfast"))[2].arguments.clone();
         let line = line.join(&OsString::from(" ")).into_string().unwrap();
