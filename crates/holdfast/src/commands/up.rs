@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
-use holdfast_proxy::ConfigError;
+use holdfast_proxy::{ConfigError, ProxyConfig};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -156,12 +156,8 @@ fn read(args: &UpArgs, settings: &mut Settings) -> Result<(Plan, Common), Mistak
         settings.refuse(flag, &value.to_string(), &problem);
     }
     if !settings.has_mistakes() {
-        let first = plan
-            .iter()
-            .filter_map(|plan| plan.proxy_configs().ok())
-            .flatten()
-            .next();
-        if let Some(Err(ConfigError(mistakes))) = first.map(|proxy| proxy.validate()) {
+        let proxies = plan.as_ref().and_then(|plan| plan.proxy_configs().ok());
+        if let Some(Err(ConfigError(mistakes))) = proxies.iter().flatten().next().map(ProxyConfig::validate) {
             mistakes
                 .iter()
                 .for_each(|mistake| settings.refuse_as(mistake.to_string()));

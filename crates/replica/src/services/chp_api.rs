@@ -245,9 +245,9 @@ impl ChpApi {
     /// The routespec of a path as CHP reads it: decoded whole, so that `%2F` separates; one trailing slash counts for nothing.
     fn spec(&self, path: &str) -> Result<RouteSpec, Refusal> {
         let malformed = || Refusal::new(StatusCode::BAD_REQUEST, format!("{path:?} has a malformed escape"));
-        let escapes = path.split('%').skip(1);
+        let mut escapes = path.split('%').skip(1);
         let are_whole = |escape: &str| escape.len() >= 2 && escape.bytes().take(2).all(|byte| byte.is_ascii_hexdigit());
-        if !escapes.map(are_whole).all(|whole| whole) {
+        if !escapes.all(are_whole) {
             return Err(malformed());
         }
         let decoded = percent_decode_str(path).decode_utf8().map_err(|_| malformed())?;
