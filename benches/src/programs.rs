@@ -38,17 +38,19 @@ pub fn version(program: &Path, flag: &str) -> String {
 }
 
 /// Very many connections are open at once; the usual soft limit is 1024 files. Programs started from here inherit it.
-/// Root gets as many as it takes, others what they may have.
+/// Root gets as many as it takes where it may, others what they may have. Returns how many that is.
 ///
 /// # Errors
 /// The kernel's.
-pub fn raise_open_files() -> Result<()> {
+pub fn raise_open_files() -> Result<u64> {
     const MANY: u64 = 200_000;
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    if setrlimit(Resource::RLIMIT_NOFILE, MANY.max(hard), MANY.max(hard)).is_err() {
-        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    let many = MANY.max(hard);
+    if setrlimit(Resource::RLIMIT_NOFILE, many, many).is_ok() {
+        return Ok(many);
     }
-    Ok(())
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+    Ok(hard)
 }
 
 /// A process with those that it has started itself, which end with it.

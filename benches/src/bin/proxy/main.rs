@@ -58,8 +58,8 @@ fn main() -> Result<()> {
 }
 
 async fn compare() -> Result<()> {
-    programs::raise_open_files()?;
-    let mut bench = Bench::start()?;
+    let mut bench = Bench::start(programs::raise_open_files()?)?;
+    let mut failed = Ok(());
     for part in PARTS {
         if !bench.run.includes(part) {
             continue;
@@ -76,9 +76,14 @@ async fn compare() -> Result<()> {
             "add" => add::measure(&mut bench).await,
             _ => alone::measure(&mut bench).await,
         };
-        measured.with_context(|| part.to_owned())?;
+        // What was found until then is told all the same.
+        failed = measured.with_context(|| part.to_owned());
+        if failed.is_err() {
+            break;
+        }
     }
-    bench.finish()
+    bench.finish()?;
+    failed
 }
 
 /// The run, with what was found so far.
@@ -88,10 +93,12 @@ struct Bench {
     kinds: Vec<Kind>,
     /// What has no figure, and why.
     missed: Vec<String>,
+    /// The most that one process may have.
+    open_files: u64,
 }
 
 impl Bench {
-    fn start() -> Result<Self> {
+    fn start(open_files: u64) -> Result<Self> {
         let mut run = Run::start("proxy", "Holdfast's proxy beside others", &PARTS, &PEERS)?;
         run.say(format!(
             "load      {}",
@@ -118,6 +125,7 @@ impl Bench {
             comparison: Comparison::of(rows::ROWS, &PEERS, Kind::Direct.name()),
             kinds,
             missed: Vec::new(),
+            open_files,
         })
     }
 

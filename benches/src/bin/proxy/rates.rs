@@ -34,6 +34,14 @@ pub async fn own(bench: &mut Bench) -> Result<()> {
         (5_000, "5,000 routes to 5,000 targets"),
     ] {
         let targets = bench.run.times(count);
+        // All targets are one process, and each listens, and has a connection or more with each proxy.
+        let needed = (targets * (bench.kinds.len() + 2)) as u64;
+        if needed > bench.open_files {
+            let allowed = bench.open_files;
+            let why = format!("{what}: needs {needed} open files, {allowed} are allowed (ulimit -Hn)");
+            bench.missed.push(why);
+            continue;
+        }
         ask(bench, what, count, targets, SMALL).await?;
     }
     Ok(())
