@@ -2,6 +2,7 @@
 
 mod commands;
 mod config;
+mod file;
 mod limits;
 mod logging;
 mod output;

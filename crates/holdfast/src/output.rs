@@ -2,7 +2,8 @@
 //!
 //! `holdfast routes list | head -1` closes the pipe while we write: that is an end, not an error and not a panic.
 
-use std::io::{ErrorKind, Write, stderr, stdout};
+use std::io::{ErrorKind, IsTerminal, Write, stderr, stdout};
+use std::time::{Duration, Instant};
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
@@ -84,6 +85,38 @@ pub fn counted(count: usize, one: &str, many: &str) -> String {
 /// Says something on standard error. If that is closed, nobody is left to be told.
 pub fn complain(text: &str) {
     let _ = writeln!(stderr().lock(), "{text}");
+}
+
+/// How far something long is: one line on standard error that is written over and over, if that is a terminal.
+#[derive(Default)]
+pub struct Progress {
+    said: Option<Instant>,
+}
+
+impl Progress {
+    const EVERY: Duration = Duration::from_millis(200);
+
+    /// Says it, unless it has just said something.
+    pub fn say(&mut self, text: impl FnOnce() -> String) {
+        if self.said.is_none_or(|at| at.elapsed() >= Self::EVERY) && stderr().is_terminal() {
+            self.said = Some(Instant::now());
+            // Nobody is left to be told if it is closed.
+            let _ = write!(stderr().lock(), "\r{}\x1b[K", text());
+        }
+    }
+
+    /// Takes the line away.
+    pub fn end(&mut self) {
+        if self.said.take().is_some() {
+            let _ = write!(stderr().lock(), "\r\x1b[K");
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.end();
+    }
 }
 
 /// True if the reader of our output has gone away.

@@ -1,13 +1,10 @@
 //! `holdfast backup FILE`: takes a backup and checks it while it is written.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufReader, BufWriter, IsTerminal, Read, Write, stderr, stdout};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::io::{self, BufReader, BufWriter, IsTerminal, Read, Write, stdout};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use bytes::{Buf, Bytes};
 use holdfast_client::{BackupStream, ReadError};
 use holdfast_replica::backup::{self, Backup};
@@ -16,9 +13,8 @@ use tokio::sync::mpsc;
 use super::{BackupArgs, report};
 use crate::commands::{Client, block_on};
 use crate::config::Settings;
-use crate::output::{self, Format};
-
-const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+use crate::file;
+use crate::output::{self, Format, Progress};
 
 /// Where to.
 enum Target {
@@ -52,14 +48,10 @@ pub fn run(args: BackupArgs, mut settings: Settings) -> anyhow::Result<ExitCode>
 }
 
 fn target(name: &str, force: bool) -> Result<Target, String> {
-    let path = PathBuf::from(name);
-    match fs::symlink_metadata(&path) {
-        _ if name == "-" && stdout().is_terminal() => Err("a backup is not for a terminal: send it to a file".into()),
-        _ if name == "-" => Ok(Target::Stdout),
-        _ if path.file_name().is_none() => Err("must be a file's name".into()),
-        Ok(metadata) if metadata.is_dir() => Err("is a directory: name a file in it".into()),
-        Ok(_) if !force => Err("exists already: name another file, or replace it with --force".into()),
-        _ => Ok(Target::File(path)),
+    match name {
+        "-" if stdout().is_terminal() => Err("a backup is not for a terminal: send it to a file".into()),
+        "-" => Ok(Target::Stdout),
+        name => file::parse(name, force).map(Target::File),
     }
 }
 
@@ -100,22 +92,7 @@ fn write(pulled: Pulled, target: Target, force: bool) -> anyhow::Result<Backup> 
             out.flush()?;
             Ok(backup)
         }
-        Target::File(path) => {
-            let temporary = Temporary::beside(&path)?;
-            let (backup, file) = copy(pulled, temporary.file()?)?;
-            let cannot = || format!("file {path:?}: cannot be written; nothing is left of it");
-            file.sync_all().with_context(cannot)?;
-            if !force && fs::symlink_metadata(&path).is_ok() {
-                bail!("file {path:?}: exists by now; name another file, or replace it with --force");
-            }
-            fs::rename(&temporary.0, &path).with_context(cannot)?;
-            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-            let folder = folder.unwrap_or(Path::new("."));
-            File::open(folder)
-                .and_then(|folder| folder.sync_all())
-                .with_context(cannot)?;
-            Ok(backup)
-        }
+        Target::File(path) => file::write(&path, force, |file| copy(pulled, file)),
     }
 }
 
@@ -125,13 +102,10 @@ fn copy<W: Write>(pulled: Pulled, to: W) -> anyhow::Result<(Backup, W)> {
         to: BufWriter::new(to),
         broken: None,
         taken: 0,
-        told: Instant::now(),
-        tells: stderr().is_terminal(),
+        progress: Progress::default(),
     };
     let read = backup::read(BufReader::with_capacity(256 * 1024, &mut tee));
-    if tee.tells {
-        output::complain("");
-    }
+    tee.progress.end();
     if let Some(error) = tee.broken {
         return Err(anyhow::Error::from(error).context("the backup cannot be written; nothing is left of it"));
     }
@@ -179,8 +153,7 @@ struct Tee<R, W> {
     to: W,
     broken: Option<io::Error>,
     taken: u64,
-    told: Instant,
-    tells: bool,
+    progress: Progress,
 }
 
 impl<R: Read, W: Write> Read for Tee<R, W> {
@@ -191,42 +164,9 @@ impl<R: Read, W: Write> Read for Tee<R, W> {
             return Err(io::Error::other("the copy cannot be written"));
         }
         self.taken += n as u64;
-        if self.tells && self.told.elapsed() >= PROGRESS_EVERY {
-            self.told = Instant::now();
-            let mib = self.taken as f64 / (1024.0 * 1024.0);
-            // Nobody is left to be told if it is closed.
-            let _ = write!(stderr().lock(), "\r{mib:.1} MiB");
-        }
+        let taken = self.taken;
+        self.progress
+            .say(|| format!("{:.1} MiB", taken as f64 / (1024.0 * 1024.0)));
         Ok(n)
-    }
-}
-
-/// A file beside the one that is meant; gone unless it was renamed.
-struct Temporary(PathBuf);
-
-impl Temporary {
-    fn beside(path: &Path) -> anyhow::Result<Self> {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        Ok(Temporary(
-            path.with_file_name(format!(".{name}.{}.tmp", std::process::id())),
-        ))
-    }
-
-    fn file(&self) -> anyhow::Result<File> {
-        // It tells where everybody's server is.
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&self.0);
-        file.with_context(|| format!("file {:?}: cannot be made", self.0))
-    }
-}
-
-impl Drop for Temporary {
-    fn drop(&mut self) {
-        // It is gone already if it was renamed.
-        let _ = fs::remove_file(&self.0);
     }
 }
