@@ -16,6 +16,6 @@ mod storage;
 
 pub use config::{ClusterConfig, ConfigError, PeerAddress, ReplicaConfig};
 pub use replica::{BuildError, Replica, RunError};
-pub use services::chp_api::{ChpApiConfig, Tokens};
+pub use services::chp_api::{ChpApiConfig, Tokens, form as chp_form};
 pub use storage::offline::BuildingError;
 pub use storage::{EXIT_DISK_FAILED, OpenError};

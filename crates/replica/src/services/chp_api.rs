@@ -5,6 +5,8 @@
 //! path) is answered. And a path is stored in the spelling that a hub gives it, so that the same hub finds its routes by
 //! gRPC too.
 
+pub mod form;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -20,12 +22,13 @@ use holdfast_table::route::{DATA_BYTES_MAX, SPEC_BYTES_MAX};
 use holdfast_table::{Entry, Namespace, RouteSpec};
 use holdfast_wire::proto;
 use holdfast_wire::proto::routes_server::Routes as _;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use percent_encoding::percent_decode_str;
 use serde::Serialize;
-use serde_json::value::{RawValue, to_raw_value};
+use serde_json::value::RawValue;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
+use self::form::Object;
 use super::Context;
 use super::routes::RoutesService;
 use crate::storage::state_machine::Position;
@@ -36,19 +39,6 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 /// A redirect to the new server follows at once.
 const WAIT_FOR_PROXIES_MS: u32 = 1_000;
 const BODY_BYTES_MAX: usize = DATA_BYTES_MAX + SPEC_BYTES_MAX + 1024;
-/// What JupyterHub leaves as it is in a routespec: `quote(.., safe="@/~")` of Python.
-const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'/')
-    .remove(b'@')
-    .remove(b'~')
-    .remove(b'_')
-    .remove(b'.')
-    .remove(b'-');
-/// Its presence says that a route is the hub's. All of the namespace are, so only its absence is kept, as `null`.
-const HUBS_MARK: &str = "jupyterhub";
-
-/// A JSON object whose values are the text that somebody wrote: no number is rounded on its way.
-type Object = BTreeMap<String, Box<RawValue>>;
 
 /// What this API is told.
 #[derive(Clone, Debug)]
@@ -186,7 +176,7 @@ impl ChpApi {
         }
         let position = self.read().await?;
         let entries = position.state.table.iter().filter(|entry| self.is_ours(entry));
-        let routes = entries.map(|entry| Ok((chp_path(&entry.route.spec), object(entry)?)));
+        let routes = entries.map(|entry| Ok((form::path(&entry.route.spec), object(entry)?)));
         json(&routes.collect::<Result<BTreeMap<_, _>, Refusal>>()?)
     }
 
@@ -206,27 +196,15 @@ impl ChpApi {
         let body: &RawValue =
             serde_json::from_slice(&body).map_err(|error| refuse(format!("Body not valid JSON: {error}")))?;
         let data: Option<Object> = serde_json::from_str(body.get()).ok();
-        let target = data.as_ref().and_then(|data| data.get("target"));
-        let target = target.and_then(|target| serde_json::from_str::<String>(target.get()).ok());
-        let (Some(mut data), Some(target)) = (data, target) else {
+        let target = data.as_ref().and_then(form::target);
+        let (Some(data), Some(target)) = (data, target) else {
             return Err(refuse("Must specify 'target' as string".to_owned()));
         };
         let spec = self.spec(path)?;
-        data.remove("target");
-        // Ours to say.
-        data.remove("last_activity");
-        if let Some((host, _)) = spec.as_str().split_once('/').filter(|(host, _)| !host.is_empty()) {
-            data.insert("host".into(), to_raw_value(host)?);
-        }
-        match data.get(HUBS_MARK).map(|mark| mark.get()) {
-            None => drop(data.insert(HUBS_MARK.into(), to_raw_value(&())?)),
-            Some("true" | "null") => drop(data.remove(HUBS_MARK)),
-            Some(_) => {}
-        }
         let put = proto::Route {
             routespec: spec.as_str().to_owned(),
             target,
-            data: serde_json::to_string(&data)?,
+            data: form::data(data, &spec)?,
             ..Default::default()
         };
         self.write(proto::change::Change::Put(put)).await?;
@@ -251,13 +229,7 @@ impl ChpApi {
             return Err(malformed());
         }
         let decoded = percent_decode_str(path).decode_utf8().map_err(|_| malformed())?;
-        let decoded = decoded.strip_suffix('/').unwrap_or(&decoded);
-        let spelled = format!("{}/", utf8_percent_encode(decoded, PLAIN));
-        let spelled = match self.config.host_routing && spelled.len() > 1 {
-            true => &spelled[1..],
-            false => &spelled,
-        };
-        let parsed = RouteSpec::parse(spelled);
+        let parsed = form::spec(&decoded, self.config.host_routing);
         parsed.map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, error.to_string()))
     }
 
@@ -288,33 +260,11 @@ fn missing() -> Refusal {
     Refusal::new(StatusCode::NOT_FOUND, "")
 }
 
-/// As CHP names a route: decoded, with a leading slash and without a trailing one.
-fn chp_path(spec: &RouteSpec) -> String {
-    let text = spec.as_str();
-    let text = text.strip_suffix('/').unwrap_or(text);
-    let decoded = percent_decode_str(text).decode_utf8_lossy();
-    match decoded.starts_with('/') {
-        true => decoded.into_owned(),
-        false => format!("/{decoded}"),
-    }
-}
-
-/// As CHP shows a route: its data, with the target among it.
 fn object(entry: &Entry) -> Result<Object, Refusal> {
-    let route = &entry.route;
-    let mut object: Object = serde_json::from_str(route.data.as_str()).map_err(|error| {
-        Refusal::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            format!("data of {}: {error}", route.spec),
-        )
-    })?;
-    object.insert("target".into(), to_raw_value(route.target.as_str())?);
-    match object.get(HUBS_MARK).map(|mark| mark.get()) {
-        None => drop(object.insert(HUBS_MARK.into(), to_raw_value(&true)?)),
-        Some("null") => drop(object.remove(HUBS_MARK)),
-        Some(_) => {}
-    }
-    Ok(object)
+    form::object(&entry.route).map_err(|error| {
+        let message = format!("data of {}: {error}", entry.route.spec);
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+    })
 }
 
 fn json(answer: &impl Serialize) -> Result<Response, Refusal> {
@@ -354,18 +304,5 @@ mod tests {
         assert!(!admits(&tokens, None));
         assert!(admits(&[], None) && admits(&[], Some("token any")) && admits(&[""], Some("Basic x")));
         assert_eq!(format!("{:?}", Tokens::new(tokens)), "2 tokens");
-    }
-
-    #[test]
-    fn a_path_that_was_written_is_read_in_the_same_spelling() {
-        for (spec, path) in [
-            ("/", "/"),
-            ("/user/zo%C3%AB/", "/user/zoë"),
-            ("/user/a@b~c/", "/user/a@b~c"),
-            ("/user/a%20b/", "/user/a b"),
-            ("hub.example.org/user/x/", "/hub.example.org/user/x"),
-        ] {
-            assert_eq!(chp_path(&RouteSpec::parse(spec).unwrap()), path);
-        }
     }
 }
