@@ -2,6 +2,8 @@
 
 mod backup;
 mod completion;
+mod export;
+mod import;
 mod leader;
 mod members;
 mod proxy;
@@ -50,6 +52,8 @@ enum Command {
     Up(up::UpArgs),
     Status(status::StatusArgs),
     Routes(routes::RoutesArgs),
+    Import(import::ImportArgs),
+    Export(export::ExportArgs),
     Members(members::MembersArgs),
     Leader(leader::LeaderArgs),
     Backup(backup::BackupArgs),
@@ -80,6 +84,8 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Up(args) => up::run(args, settings),
         Command::Status(args) => status::run(args, settings),
         Command::Routes(args) => routes::run(args, settings),
+        Command::Import(args) => import::run(args, settings),
+        Command::Export(args) => export::run(args, settings),
         Command::Members(args) => members::run(args, settings),
         Command::Leader(args) => leader::run(args, settings),
         Command::Backup(args) => backup::run(args, settings),

@@ -3,6 +3,7 @@
 mod commands;
 mod config;
 mod file;
+mod http;
 mod limits;
 mod logging;
 mod output;

@@ -1,7 +1,9 @@
 //! The commands, as an operator runs them.
 
 mod completion;
+mod import;
 mod routes;
+mod stand_in;
 mod status;
 mod watch;
 

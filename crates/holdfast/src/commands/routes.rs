@@ -46,11 +46,11 @@ pub fn run(args: RoutesArgs, settings: Settings) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn reader(client: &Client) -> RouteReader {
+pub(super) fn reader(client: &Client) -> RouteReader {
     RouteReader::new(client.endpoints.clone(), client.timeout)
 }
 
-fn writer(client: &Client, namespace: Namespace, wait_for_proxies: Duration) -> RouteWriter {
+pub(super) fn writer(client: &Client, namespace: Namespace, wait_for_proxies: Duration) -> RouteWriter {
     let options = WriterOptions {
         namespace,
         timeout: client.timeout,
@@ -60,7 +60,7 @@ fn writer(client: &Client, namespace: Namespace, wait_for_proxies: Duration) -> 
 }
 
 /// What happened, whom we asked, and what to do next.
-fn read_failed(error: ReadError, what: &str, client: &Client) -> anyhow::Error {
+pub(super) fn read_failed(error: ReadError, what: &str, client: &Client) -> anyhow::Error {
     let next = match &error {
         ReadError::Rejected { .. } => "mend what it names",
         ReadError::Unavailable { .. } => {
@@ -72,7 +72,7 @@ fn read_failed(error: ReadError, what: &str, client: &Client) -> anyhow::Error {
 }
 
 /// Likewise for a write.
-fn write_failed(error: WriteError, what: &str, client: &Client) -> anyhow::Error {
+pub(super) fn write_failed(error: WriteError, what: &str, client: &Client) -> anyhow::Error {
     let next = match &error {
         WriteError::Rejected { .. } => "mend what it names; nothing changed",
         WriteError::Unavailable { .. } => "nothing changed; look with `holdfast status`, and check --endpoints",
@@ -91,8 +91,8 @@ struct AnswerJson<'a> {
     proxies_lagging: &'a [String],
 }
 
-/// Says what a write led to. A proxy that lags is a warning: the change is durable and will reach it.
-fn written(answer: &Answer, what: &str, waited: Duration, format: Format) -> anyhow::Result<()> {
+/// A proxy that lags is a warning: the change is durable and will reach it.
+pub(super) fn warn_of_lagging(answer: &Answer, waited: Duration) {
     if !answer.proxies_lagging.is_empty() || answer.proxies_synced < answer.proxies_live {
         output::complain(&format!(
             "holdfast: after {waited:?} only {} of {} live proxies serve revision {}; these lag: {}. The change is safe; \
@@ -103,6 +103,11 @@ fn written(answer: &Answer, what: &str, waited: Duration, format: Format) -> any
             answer.proxies_lagging.join(", "),
         ));
     }
+}
+
+/// Says what a write led to.
+fn written(answer: &Answer, what: &str, waited: Duration, format: Format) -> anyhow::Result<()> {
+    warn_of_lagging(answer, waited);
     if format == Format::Json {
         return output::json(&AnswerJson {
             revision: answer.revision.0,

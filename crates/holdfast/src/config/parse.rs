@@ -170,6 +170,18 @@ pub fn count(text: &str) -> Result<usize, String> {
     }
 }
 
+/// The first line of a file, as a token to show to others.
+pub fn token(path: &str) -> Result<String, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}"))?;
+    match text.lines().next().unwrap_or_default().trim() {
+        "" => Err("has no token in its first line".into()),
+        token if !token.bytes().all(|byte| byte.is_ascii_graphic()) => {
+            Err("has a first line that is no token: it must be of printable ASCII characters without spaces".into())
+        }
+        token => Ok(token.to_owned()),
+    }
+}
+
 /// A port to listen on.
 pub fn port(text: &str) -> Result<u16, String> {
     text.parse()
