@@ -7,6 +7,7 @@ mod import;
 mod leader;
 mod members;
 mod proxy;
+mod reconcile;
 mod recover;
 mod replica;
 mod restore;
@@ -52,6 +53,7 @@ enum Command {
     Up(up::UpArgs),
     Status(status::StatusArgs),
     Routes(routes::RoutesArgs),
+    Reconcile(reconcile::ReconcileArgs),
     Import(import::ImportArgs),
     Export(export::ExportArgs),
     Members(members::MembersArgs),
@@ -84,6 +86,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Up(args) => up::run(args, settings),
         Command::Status(args) => status::run(args, settings),
         Command::Routes(args) => routes::run(args, settings),
+        Command::Reconcile(args) => reconcile::run(args, settings),
         Command::Import(args) => import::run(args, settings),
         Command::Export(args) => export::run(args, settings),
         Command::Members(args) => members::run(args, settings),

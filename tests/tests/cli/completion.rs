@@ -7,7 +7,17 @@ async fn completion_scripts_know_the_commands() -> Result<()> {
         let finished = run(["completion", shell]).await?;
         ensure!(finished.code == Some(0), "{finished:?}");
         for command in [
-            "replica", "proxy", "up", "status", "routes", "watch", "members", "leader",
+            "replica",
+            "proxy",
+            "up",
+            "status",
+            "routes",
+            "watch",
+            "reconcile",
+            "import",
+            "export",
+            "members",
+            "leader",
         ] {
             ensure!(finished.stdout.contains(command), "{shell} does not know {command}");
         }

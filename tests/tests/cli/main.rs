@@ -2,6 +2,7 @@
 
 mod completion;
 mod import;
+mod reconcile;
 mod routes;
 mod stand_in;
 mod status;

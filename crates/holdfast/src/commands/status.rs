@@ -1,6 +1,6 @@
 //! `holdfast status`: every replica and every proxy, and whether all is well.
 
-mod judgement;
+pub(super) mod judgement;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -39,9 +39,9 @@ pub struct StatusArgs {
 
 /// What one replica says of itself, or why it does not.
 #[derive(Debug)]
-struct Report {
-    endpoint: String,
-    answer: Result<StatusResponse, String>,
+pub(super) struct Report {
+    pub(super) endpoint: String,
+    pub(super) answer: Result<StatusResponse, String>,
 }
 
 /// Runs the command.
@@ -74,7 +74,7 @@ async fn look(reader: &RouteReader) -> (Vec<Report>, Judgement) {
 }
 
 /// Asks the endpoints, then the members that they name and that have not answered yet.
-async fn ask(reader: &RouteReader) -> Vec<Report> {
+pub(super) async fn ask(reader: &RouteReader) -> Vec<Report> {
     let answers = reader.statuses().await;
     let mut reports: Vec<Report> = answers
         .into_iter()

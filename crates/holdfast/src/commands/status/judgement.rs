@@ -29,7 +29,7 @@ pub(super) struct Judgement {
 
 /// Whether two tables are the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Agreement {
+pub(in crate::commands) enum Agreement {
     Same,
     Different,
     /// No replica is at the proxy's revision now, or it has acknowledged nothing yet.
@@ -38,7 +38,7 @@ pub(super) enum Agreement {
 
 /// A proxy as the replica that it follows sees it.
 #[derive(Debug)]
-pub(super) struct SeenProxy<'a> {
+pub(in crate::commands) struct SeenProxy<'a> {
     pub name: &'a str,
     pub address: &'a str,
     pub replica: &'a str,
@@ -84,7 +84,7 @@ pub(super) fn newest(reports: &[Report]) -> (u64, u64) {
 }
 
 /// Every proxy that is connected to a replica which answered.
-pub(super) fn proxies(reports: &[Report], goal: (u64, u64)) -> impl Iterator<Item = SeenProxy<'_>> {
+pub(in crate::commands) fn proxies(reports: &[Report], goal: (u64, u64)) -> impl Iterator<Item = SeenProxy<'_>> {
     let seen = answers(reports).flat_map(|(_, status)| status.subscribers.iter().map(move |proxy| (status, proxy)));
     seen.filter(|(_, proxy)| proxy.proxy).map(move |(status, proxy)| {
         let mut peers = answers(reports).map(|(_, other)| other);
