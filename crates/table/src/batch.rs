@@ -55,6 +55,7 @@ pub struct Batch {
     changes: Vec<Change>,
     preconditions: Vec<Precondition>,
     hub: Option<HubEpoch>,
+    deletes_expected: usize,
 }
 
 /// Why a batch cannot be asked for. Nothing changed.
@@ -132,6 +133,7 @@ impl Batch {
             changes,
             preconditions,
             hub: None,
+            deletes_expected: 0,
         }
     }
 
@@ -144,24 +146,24 @@ impl Batch {
         }
     }
 
+    /// The same batch, from somebody who knows that it removes so many routes, and means it: no more, and none of them is
+    /// held.
+    #[must_use]
+    pub fn expecting(self, deletes: usize) -> Self {
+        Batch {
+            deletes_expected: deletes,
+            ..self
+        }
+    }
+
     /// Adds or replaces one route.
     pub fn put(route: Route) -> Self {
-        Batch {
-            namespace: route.namespace.clone(),
-            changes: vec![Change::Put(route)],
-            preconditions: Vec::new(),
-            hub: None,
-        }
+        Batch::known(route.namespace.clone(), vec![Change::Put(route)], Vec::new())
     }
 
     /// Removes one route.
     pub fn delete(namespace: Namespace, spec: RouteSpec) -> Self {
-        Batch {
-            namespace,
-            changes: vec![Change::Delete(spec)],
-            preconditions: Vec::new(),
-            hub: None,
-        }
+        Batch::known(namespace, vec![Change::Delete(spec)], Vec::new())
     }
 
     /// On whose behalf.
@@ -177,6 +179,11 @@ impl Batch {
     /// Which hub asks; `None` for anybody else, whom no fence keeps out.
     pub fn hub(&self) -> Option<HubEpoch> {
         self.hub
+    }
+
+    /// How many routes it is known to remove; 0: nobody has said anything.
+    pub fn deletes_expected(&self) -> usize {
+        self.deletes_expected
     }
 
     /// What must hold.

@@ -2,9 +2,11 @@
 
 use std::fmt;
 
+use crate::held::Hold;
+use crate::route::RouteKey;
 use crate::table::Entry;
 
-/// An order-independent hash of a table: the sum, modulo 2^256, of the BLAKE3 hashes of its entries.
+/// An order-independent hash of a table, or of what is held in it: the sum, modulo 2^256, of the BLAKE3 hashes of its entries.
 ///
 /// It changes by one hash per changed route. It finds accidents and bugs, not forgers: whoever may choose very many
 /// routes could in theory find two tables with one sum.
@@ -12,18 +14,27 @@ use crate::table::Entry;
 pub struct Digest([u64; 4]);
 
 impl Digest {
-    pub(crate) fn add(&mut self, entry: &Entry) {
+    pub(crate) fn add(&mut self, term: impl Into<Term>) {
+        let Term(term) = term.into();
         let mut carry = false;
-        for (limb, term) in self.0.iter_mut().zip(limbs(entry)) {
+        for (limb, term) in self.0.iter_mut().zip(term) {
             (*limb, carry) = carrying(limb.overflowing_add(term), carry, u64::overflowing_add);
         }
     }
 
-    pub(crate) fn remove(&mut self, entry: &Entry) {
+    pub(crate) fn remove(&mut self, term: impl Into<Term>) {
+        let Term(term) = term.into();
         let mut borrow = false;
-        for (limb, term) in self.0.iter_mut().zip(limbs(entry)) {
+        for (limb, term) in self.0.iter_mut().zip(term) {
             (*limb, borrow) = carrying(limb.overflowing_sub(term), borrow, u64::overflowing_sub);
         }
+    }
+
+    /// The digest of what either one is of.
+    #[must_use]
+    pub fn and(mut self, other: Digest) -> Self {
+        self.add(Term(other.0));
+        self
     }
 
     /// 32 bytes, least significant first.
@@ -51,28 +62,48 @@ fn carrying((value, first): (u64, bool), carry: bool, step: fn(u64, u64) -> (u64
     (value, first || second)
 }
 
-fn limbs(entry: &Entry) -> [u64; 4] {
-    let mut hasher = blake3::Hasher::new();
-    let route = &entry.route;
-    for field in [
-        route.spec.as_str(),
-        route.target.as_str(),
-        route.data.as_str(),
-        route.namespace.as_str(),
-    ] {
-        hasher.update(&(field.len() as u64).to_le_bytes());
-        hasher.update(field.as_bytes());
+/// The hash of one thing, as a number.
+pub(crate) struct Term([u64; 4]);
+
+impl From<&Entry> for Term {
+    fn from(entry: &Entry) -> Self {
+        let route = &entry.route;
+        let fields = [
+            route.spec.as_str(),
+            route.target.as_str(),
+            route.data.as_str(),
+            route.namespace.as_str(),
+        ];
+        Term::hash(&fields, &[entry.modified.0])
     }
-    hasher.update(&entry.modified.0.to_le_bytes());
-    let hash = hasher.finalize();
-    let mut limbs = [0; 4];
-    for (limb, chunk) in limbs.iter_mut().zip(hash.as_bytes().chunks_exact(8)) {
-        *limb = chunk
-            .iter()
-            .rev()
-            .fold(0, |value, byte| (value << 8) | u64::from(*byte));
+}
+
+impl From<(&RouteKey, &Hold)> for Term {
+    fn from((key, hold): (&RouteKey, &Hold)) -> Self {
+        Term::hash(&["held", key.as_str()], &[hold.since_ms, hold.until_ms])
     }
-    limbs
+}
+
+impl Term {
+    fn hash(fields: &[&str], numbers: &[u64]) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        for field in fields {
+            hasher.update(&(field.len() as u64).to_le_bytes());
+            hasher.update(field.as_bytes());
+        }
+        for number in numbers {
+            hasher.update(&number.to_le_bytes());
+        }
+        let hash = hasher.finalize();
+        let mut limbs = [0; 4];
+        for (limb, chunk) in limbs.iter_mut().zip(hash.as_bytes().chunks_exact(8)) {
+            *limb = chunk
+                .iter()
+                .rev()
+                .fold(0, |value, byte| (value << 8) | u64::from(*byte));
+        }
+        Term(limbs)
+    }
 }
 
 /// 64 hexadecimal digits.

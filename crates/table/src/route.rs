@@ -280,6 +280,11 @@ impl Target {
         self.text[usize::from(self.path_end)..].strip_prefix('?')
     }
 
+    /// Whose server it is: host and port or the socket, and the path without a trailing slash; neither scheme nor query.
+    pub fn address(&self) -> &str {
+        self.text[usize::from(self.authority_start)..usize::from(self.path_end)].trim_end_matches('/')
+    }
+
     /// The socket's path, decoded; `None` unless the scheme is [`Scheme::HttpUnix`].
     pub fn socket_path(&self) -> Option<String> {
         if self.scheme != Scheme::HttpUnix {

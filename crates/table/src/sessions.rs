@@ -111,6 +111,7 @@ mod tests {
         Ok(Written {
             revision: Revision(revision),
             changed: true,
+            held: 0,
         })
     }
 

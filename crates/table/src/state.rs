@@ -1,14 +1,19 @@
 //! State: all that the log decides, and the one function that changes it.
 
-use crate::batch::Batch;
+use std::sync::Arc;
+
+use crate::batch::{Batch, Change};
 use crate::delta::Delta;
+use crate::digest::Digest;
 use crate::fence::{HUBS_MAX, HubEpoch, HubId, Hubs};
+use crate::held::{Holds, Settlement, Stamp, Verdict};
 use crate::history::History;
 use crate::lineage::Lineage;
+use crate::losses::Loss;
 use crate::revision::Revision;
-use crate::route::{Namespace, RouteKey};
+use crate::route::{Namespace, Route, RouteKey, RouteSpec};
 use crate::sessions::{Admission, Session, SessionId, Sessions};
-use crate::table::Table;
+use crate::table::{Entry, Table};
 
 /// A write that was applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +22,8 @@ pub struct Written {
     pub revision: Revision,
     /// False if it changed nothing.
     pub changed: bool,
+    /// How many of its deletions are held: made for whoever writes and lists, and not for proxies.
+    pub held: usize,
 }
 
 /// Why a batch was not applied. Nothing changed.
@@ -104,10 +111,26 @@ pub struct Command {
 pub struct Outcome {
     /// The writer's answer.
     pub result: Result<Written, Rejection>,
-    /// What changed; `None` if nothing.
+    /// What changed; `None` if nothing. Of no route at all, if it is only about what is held.
     pub delta: Option<Delta>,
+    /// Routes that are held from now on, or listed again: in the versions that they had.
+    pub marked: Vec<RouteKey>,
+    /// Routes whose loss was noted or forgotten.
+    pub losses: Vec<RouteKey>,
     /// What was forgotten to keep within the bounds.
     pub forgotten: Forgotten,
+}
+
+impl Outcome {
+    fn of(result: Result<Written, Rejection>) -> Self {
+        Outcome {
+            result,
+            delta: None,
+            marked: Vec::new(),
+            losses: Vec::new(),
+            forgotten: Forgotten::default(),
+        }
+    }
 }
 
 /// Deletions and sessions that are no longer remembered.
@@ -122,8 +145,10 @@ pub struct Forgotten {
 /// The table, its history and the writers' sessions. A clone shares everything and costs nothing.
 #[derive(Clone, Debug, Default)]
 pub struct State {
-    /// All routes.
+    /// All routes that proxies serve.
     pub table: Table,
+    /// Those among them that are deleted for everybody else.
+    pub holds: Holds,
     /// What changed when.
     pub history: History,
     /// Who wrote last.
@@ -137,56 +162,171 @@ pub struct State {
 }
 
 impl State {
+    /// Of the table and of what is held in it.
+    pub fn digest(&self) -> Digest {
+        self.table.digest().and(self.holds.digest())
+    }
+
     /// Applies the command of the log entry at `index`. Pure and total: no clock, no random, no I/O, no order of a hash map.
-    pub fn apply(&mut self, index: u64, command: &Command) -> Outcome {
-        let mut forgotten = Forgotten::default();
+    pub fn apply(&mut self, index: u64, stamp: &Stamp, command: &Command) -> Outcome {
         if let Some((id, sequence)) = &command.session {
             match self.sessions.admit(id, *sequence) {
                 Admission::New => {}
-                Admission::Replay(result) => {
-                    return Outcome {
-                        result,
-                        delta: None,
-                        forgotten,
-                    };
-                }
-                Admission::Refuse(rejection) => {
-                    return Outcome {
-                        result: Err(rejection),
-                        delta: None,
-                        forgotten,
-                    };
-                }
+                Admission::Replay(result) => return Outcome::of(result),
+                Admission::Refuse(rejection) => return Outcome::of(Err(rejection)),
             }
         }
-        let fenced = self.fence(&command.batch);
-        let applied = fenced.and_then(|()| self.table.replace(&command.batch));
-        let result = match &applied {
-            Ok((delta, _)) => Ok(Written {
-                revision: delta.to,
-                changed: !delta.is_empty(),
-            }),
-            Err(rejection) => Err(rejection.clone()),
-        };
-        let delta = match applied {
-            Ok((delta, replaced)) if !delta.is_empty() => {
-                forgotten.tombstones = self.history.record(&delta, &replaced);
-                Some(delta)
-            }
-            _ => None,
-        };
+        let written = self.write(stamp, &command.batch);
+        let mut outcome = written.unwrap_or_else(|rejection| Outcome::of(Err(rejection)));
         if let Some((id, sequence)) = command.session {
             let session = Session {
                 sequence,
                 last_used_index: index,
-                outcome: result.clone(),
+                outcome: outcome.result.clone(),
             };
-            forgotten.sessions = self.sessions.record(id, session);
+            outcome.forgotten.sessions = self.sessions.record(id, session);
         }
+        outcome
+    }
+
+    fn write(&mut self, stamp: &Stamp, batch: &Batch) -> Result<Outcome, Rejection> {
+        self.fence(batch)?;
+        let hidden = |key: &RouteKey| self.holds.contains(key);
+        self.table.check(batch, hidden)?;
+        let (mut puts, mut deleted) = (Vec::new(), Vec::new());
+        for change in self.table.effective(batch, hidden) {
+            match change {
+                Change::Put(route) => puts.push(route.clone()),
+                Change::Delete(spec) => deleted.extend(self.table.get(spec.key()).cloned()),
+            }
+        }
+        if puts.is_empty() && deleted.is_empty() {
+            return Ok(Outcome::of(Ok(self.unchanged())));
+        }
+        let mut losses = match stamp.policy {
+            Some(policy) => self.holds.losses_mut().forget_old(stamp.time_ms, policy.window_ms),
+            None => Vec::new(),
+        };
+        let verdict = self
+            .holds
+            .judge(stamp, batch.namespace(), deleted.len(), batch.deletes_expected());
+        if verdict != Verdict::Expected {
+            for entry in &deleted {
+                let loss = Loss {
+                    namespace: batch.namespace().clone(),
+                    time_ms: stamp.time_ms,
+                };
+                let key = entry.route.spec.key();
+                losses.extend(self.holds.losses_mut().note(key, loss).then(|| key.clone()));
+            }
+        }
+        for route in &puts {
+            let key = route.spec.key();
+            if let Some(before) = self.table.get(key) {
+                self.holds.remove(before);
+            }
+            self.holds.add(route);
+            losses.extend(self.holds.losses_mut().forget(key).then(|| key.clone()));
+        }
+        for entry in &deleted {
+            self.holds.remove(entry);
+            if let Verdict::Held(hold) = verdict {
+                self.holds.hold(entry, hold);
+            }
+        }
+        let mut gone = Vec::new();
+        for route in puts.iter().chain(deleted.iter().map(|entry| &entry.route)) {
+            for key in self.holds.overtaken(route) {
+                gone.extend(self.let_go(&key));
+            }
+        }
+        let (held, deleted): (Vec<_>, Vec<_>) = deleted
+            .into_iter()
+            .partition(|entry| self.holds.contains(entry.route.spec.key()));
+        gone.extend(deleted);
+        let marked = held.iter().map(|entry| entry.route.spec.key().clone()).collect();
+        let mut outcome = self.commit(puts, &gone, marked, losses);
+        if let Ok(written) = &mut outcome.result {
+            written.held = held.len();
+        }
+        Ok(outcome)
+    }
+
+    /// What an operator, or a proxy that was refused a connection, has to say about routes that are held. Those that are not,
+    /// or not in that version, are passed over.
+    pub fn settle(&mut self, settlement: Settlement, routes: &[(RouteSpec, Revision)]) -> Outcome {
+        let (mut gone, mut marked, mut losses) = (Vec::new(), Vec::new(), Vec::new());
+        for (spec, modified) in routes {
+            let key = spec.key();
+            if self.table.get(key).is_none_or(|entry| entry.modified != *modified) {
+                continue;
+            }
+            let Some(entry) = self.let_go(key) else { continue };
+            // Somebody knows of it: it is no reason to hold others.
+            losses.extend(self.holds.losses_mut().forget(key).then(|| key.clone()));
+            match settlement {
+                Settlement::Confirm => gone.push(entry),
+                Settlement::Reject => {
+                    self.holds.add(&entry.route);
+                    marked.push(key.clone());
+                }
+            }
+        }
+        self.end_holds(&gone, marked, losses)
+    }
+
+    /// Lets go of the routes whose holds have ended.
+    pub fn expire(&mut self, stamp: &Stamp) -> Outcome {
+        let ended = self.holds.ended(stamp.time_ms);
+        let gone: Vec<_> = ended.iter().filter_map(|key| self.let_go(key)).collect();
+        self.end_holds(&gone, Vec::new(), Vec::new())
+    }
+
+    fn end_holds(&mut self, gone: &[Arc<Entry>], marked: Vec<RouteKey>, losses: Vec<RouteKey>) -> Outcome {
+        match gone.is_empty() && marked.is_empty() {
+            true => Outcome::of(Ok(self.unchanged())),
+            false => self.commit(Vec::new(), gone, marked, losses),
+        }
+    }
+
+    /// Ends a hold; `None` if there is none.
+    fn let_go(&mut self, key: &RouteKey) -> Option<Arc<Entry>> {
+        let entry = self.table.get(key).filter(|_| self.holds.contains(key))?.clone();
+        self.holds.remove(&entry);
+        Some(entry)
+    }
+
+    fn commit(
+        &mut self,
+        puts: Vec<Route>,
+        gone: &[Arc<Entry>],
+        marked: Vec<RouteKey>,
+        losses: Vec<RouteKey>,
+    ) -> Outcome {
+        let (delta, replaced) = self.table.commit(puts, gone);
+        let forgotten = Forgotten {
+            tombstones: self.history.record(&delta, &replaced),
+            sessions: Vec::new(),
+        };
+        let written = Written {
+            revision: delta.to,
+            changed: true,
+            held: 0,
+        };
         Outcome {
-            result,
-            delta,
+            result: Ok(written),
+            delta: Some(delta),
+            marked,
+            losses,
             forgotten,
+        }
+    }
+
+    fn unchanged(&self) -> Written {
+        Written {
+            revision: self.table.revision(),
+            changed: false,
+            held: 0,
         }
     }
 
@@ -222,11 +362,10 @@ impl State {
         if let Err(rejection) = self.fence(&command.batch) {
             return Some(Err(rejection));
         }
-        let unchanged = Written {
-            revision: self.table.revision(),
-            changed: false,
-        };
-        self.table.is_noop(&command.batch).then_some(Ok(unchanged))
+        let hidden = |key: &RouteKey| self.holds.contains(key);
+        let (table, batch) = (&self.table, &command.batch);
+        let is_noop = table.check(batch, hidden).is_ok() && table.effective(batch, hidden).next().is_none();
+        is_noop.then(|| Ok(self.unchanged()))
     }
 }
 

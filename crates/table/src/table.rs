@@ -83,7 +83,7 @@ impl Table {
     /// The digest computed from scratch, to be compared with [`digest`](Self::digest). Costs the whole table.
     pub fn recompute_digest(&self) -> Digest {
         let mut digest = Digest::default();
-        self.entries.values().for_each(|entry| digest.add(entry));
+        self.entries.values().for_each(|entry| digest.add(entry.as_ref()));
         digest
     }
 
@@ -150,54 +150,68 @@ impl Table {
 
     /// [`apply`](Self::apply); returns the versions that are no more, too.
     pub(crate) fn replace(&mut self, batch: &Batch) -> Result<(Delta, Vec<Arc<Entry>>), Rejection> {
-        self.check(batch)?;
-        let from = self.revision;
-        let to = from.next();
-        let mut delta = Delta {
-            from,
-            to,
+        self.check(batch, |_| false)?;
+        let (mut puts, mut deleted) = (Vec::new(), Vec::new());
+        for change in self.effective(batch, |_| false) {
+            match change {
+                Change::Put(route) => puts.push(route.clone()),
+                Change::Delete(spec) => deleted.extend(self.get(spec.key()).cloned()),
+            }
+        }
+        if !puts.is_empty() || !deleted.is_empty() {
+            return Ok(self.commit(puts, &deleted));
+        }
+        let nothing = Delta {
+            from: self.revision,
+            to: self.revision,
             puts: Vec::new(),
             deletes: Vec::new(),
         };
-        let mut replaced = Vec::new();
-        for change in batch.changes() {
-            let present = self.entries.get(change.key());
-            match change {
-                Change::Put(route) if present.is_none_or(|entry| entry.route != *route) => {
-                    let entry = Arc::new(Entry {
-                        route: route.clone(),
-                        modified: to,
-                    });
-                    replaced.extend(self.insert(entry.clone()));
-                    delta.puts.push(entry);
-                }
-                Change::Put(_) => {}
-                Change::Delete(spec) => {
-                    if let Some(entry) = self.remove(spec.key()) {
-                        delta.deletes.push(entry.route.spec.clone());
-                        replaced.push(entry);
-                    }
-                }
-            }
-        }
-        if delta.is_empty() {
-            delta.to = from;
-        }
-        self.revision = delta.to;
-        Ok((delta, replaced))
+        Ok((nothing, Vec::new()))
     }
 
     /// True if [`apply`](Self::apply) would succeed and change nothing: then the batch needs no log entry.
     pub fn is_noop(&self, batch: &Batch) -> bool {
-        self.check(batch).is_ok()
-            && batch
-                .changes()
-                .iter()
-                .all(|change| match (change, self.entries.get(change.key())) {
-                    (Change::Put(route), Some(entry)) => entry.route == *route,
-                    (Change::Put(_), None) => false,
-                    (Change::Delete(_), present) => present.is_none(),
-                })
+        self.check(batch, |_| false).is_ok() && self.effective(batch, |_| false).next().is_none()
+    }
+
+    /// The changes of a batch that would change anything, to somebody for whom hidden routes are not there.
+    pub(crate) fn effective<'a>(
+        &self,
+        batch: &'a Batch,
+        hidden: impl Fn(&RouteKey) -> bool,
+    ) -> impl Iterator<Item = &'a Change> {
+        batch.changes().iter().filter(move |change| {
+            let present = self.entries.get(change.key()).filter(|_| !hidden(change.key()));
+            match change {
+                Change::Put(route) => present.is_none_or(|entry| entry.route != *route),
+                Change::Delete(_) => present.is_some(),
+            }
+        })
+    }
+
+    /// Makes these changes, of routes that are all different, and a revision even if there are none. Returns the versions
+    /// that are no more, too.
+    pub(crate) fn commit(&mut self, puts: Vec<Route>, deleted: &[Arc<Entry>]) -> (Delta, Vec<Arc<Entry>>) {
+        let (from, to) = (self.revision, self.revision.next());
+        let mut replaced = Vec::new();
+        for entry in deleted {
+            replaced.extend(self.remove(entry.route.spec.key()));
+        }
+        let deletes = replaced.iter().map(|entry| entry.route.spec.clone()).collect();
+        let puts = puts.into_iter().map(|route| Arc::new(Entry { route, modified: to }));
+        let puts: Vec<_> = puts.collect();
+        for entry in &puts {
+            replaced.extend(self.insert(entry.clone()));
+        }
+        self.revision = to;
+        let delta = Delta {
+            from,
+            to,
+            puts,
+            deletes,
+        };
+        (delta, replaced)
     }
 
     /// Follows the cluster by one delta.
@@ -222,7 +236,9 @@ impl Table {
         Ok(())
     }
 
-    fn check(&self, batch: &Batch) -> Result<(), Rejection> {
+    /// Whether a batch may be applied, to somebody for whom hidden routes are not there.
+    pub(crate) fn check(&self, batch: &Batch, hidden: impl Fn(&RouteKey) -> bool) -> Result<(), Rejection> {
+        let get = |key: &RouteKey| self.entries.get(key).filter(|_| !hidden(key));
         for precondition in batch.preconditions() {
             match precondition {
                 Precondition::TableRevision(expected) if *expected != self.revision => {
@@ -233,7 +249,7 @@ impl Table {
                 }
                 Precondition::TableRevision(_) => {}
                 Precondition::RouteRevision(spec, expected) => {
-                    let found = self.entries.get(spec.key()).map_or(Revision(0), |entry| entry.modified);
+                    let found = get(spec.key()).map_or(Revision(0), |entry| entry.modified);
                     if found != *expected {
                         return Err(Rejection::RouteRevision {
                             routespec: spec.as_str().to_owned(),
@@ -245,7 +261,7 @@ impl Table {
             }
         }
         for change in batch.changes() {
-            if let Some(entry) = self.entries.get(change.key())
+            if let Some(entry) = get(change.key())
                 && entry.route.namespace != *batch.namespace()
             {
                 return Err(Rejection::Namespace {
@@ -259,10 +275,10 @@ impl Table {
 
     fn insert(&mut self, entry: Arc<Entry>) -> Option<Arc<Entry>> {
         let key = entry.route.spec.key().clone();
-        self.digest.add(&entry);
+        self.digest.add(entry.as_ref());
         let replaced = self.entries.insert(key.clone(), entry);
         match &replaced {
-            Some(replaced) => self.digest.remove(replaced),
+            Some(replaced) => self.digest.remove(replaced.as_ref()),
             None => *self.depths(&key).entry(key.depth()).or_insert(0) += 1,
         }
         replaced
@@ -270,7 +286,7 @@ impl Table {
 
     fn remove(&mut self, key: &RouteKey) -> Option<Arc<Entry>> {
         let removed = self.entries.remove(key)?;
-        self.digest.remove(&removed);
+        self.digest.remove(removed.as_ref());
         let depth = key.depth();
         let depths = self.depths(key);
         match depths.get(&depth) {

@@ -2,7 +2,14 @@
 
 use super::*;
 use crate::batch::Change;
+use crate::held::{Hold, HoldPolicy};
 use crate::route::{Route, RouteSpec};
+
+/// Without a policy no deletion is held.
+const STAMP: Stamp = Stamp {
+    time_ms: 0,
+    policy: None,
+};
 
 fn put(spec: &str, port: u16) -> Batch {
     Batch::put(Route::parse(spec, &format!("http://10.0.0.1:{port}"), "", "").unwrap())
@@ -19,26 +26,30 @@ fn a_late_duplicate_does_not_bring_a_deleted_route_back() {
         batch: put("/user/a/", 1),
         session: Some(([1; 16], 1)),
     };
-    let first = state.apply(1, &add);
+    let first = state.apply(1, &STAMP, &add);
     state.apply(
         2,
+        &STAMP,
+        &STAMP,
         &Command {
             batch: delete("/user/a/"),
             session: Some(([2; 16], 1)),
         },
     );
-    let again = state.apply(3, &add);
+    let again = state.apply(3, &STAMP, &add);
     assert_eq!(again.result, first.result);
     assert_eq!(again.delta, None);
     assert!(state.table.is_empty());
     state.apply(
         4,
+        &STAMP,
+        &STAMP,
         &Command {
             batch: put("/user/b/", 1),
             session: Some(([1; 16], 2)),
         },
     );
-    let late = state.apply(5, &add);
+    let late = state.apply(5, &STAMP, &add);
     assert_eq!(late.result, Err(Rejection::Sequence { last: 2, found: 1 }));
 }
 
@@ -51,7 +62,7 @@ fn a_write_that_changes_nothing_needs_no_log_entry_once_its_session_is_known() {
         session: session(1),
     };
     assert_eq!(state.answer_without_log(&first), None);
-    state.apply(1, &first);
+    state.apply(1, &STAMP, &first);
     let again = Command {
         batch: put("/a/", 1),
         session: session(2),
@@ -60,7 +71,8 @@ fn a_write_that_changes_nothing_needs_no_log_entry_once_its_session_is_known() {
         state.answer_without_log(&again),
         Some(Ok(Written {
             revision: Revision(1),
-            changed: false
+            changed: false,
+            held: 0
         }))
     );
     assert_eq!(
@@ -74,7 +86,8 @@ fn a_write_that_changes_nothing_needs_no_log_entry_once_its_session_is_known() {
         state.answer_without_log(&first),
         Some(Ok(Written {
             revision: Revision(1),
-            changed: true
+            changed: true,
+            held: 0
         }))
     );
     let stranger = Command {
@@ -89,7 +102,8 @@ fn a_write_that_changes_nothing_needs_no_log_entry_once_its_session_is_known() {
         }),
         Some(Ok(Written {
             revision: Revision(1),
-            changed: false
+            changed: false,
+            held: 0
         }))
     );
 }
@@ -108,6 +122,8 @@ fn deletions_beyond_the_bound_move_the_horizon() {
     };
     state.apply(
         1,
+        &STAMP,
+        &STAMP,
         &Command {
             batch: batch(|spec| Change::Put(Route::parse(spec, "http://h:1", "", "").unwrap())),
             session: None,
@@ -115,6 +131,8 @@ fn deletions_beyond_the_bound_move_the_horizon() {
     );
     state.apply(
         2,
+        &STAMP,
+        &STAMP,
         &Command {
             batch: put("/last/", 1),
             session: None,
@@ -123,6 +141,8 @@ fn deletions_beyond_the_bound_move_the_horizon() {
     assert!(state.history.since(Revision(1), &state.table).is_some());
     state.apply(
         3,
+        &STAMP,
+        &STAMP,
         &Command {
             batch: batch(|spec| Change::Delete(RouteSpec::parse(spec).unwrap())),
             session: None,
@@ -144,17 +164,17 @@ fn a_fenced_hub_changes_nothing_more() {
     let namespace = Namespace::default();
     let old = state.open_hub(&namespace, [1; 16]).unwrap();
     let write = |batch: Batch| Command { batch, session: None };
-    assert!(state.apply(1, &write(put("/user/a/", 1).by_hub(old))).result.is_ok());
+    assert!(state.apply(1, &STAMP, &write(put("/user/a/", 1).by_hub(old))).result.is_ok());
     let new = state.open_hub(&namespace, [2; 16]).unwrap();
     let late = write(delete("/user/a/").by_hub(old));
     assert!(matches!(
         state.answer_without_log(&late),
         Some(Err(Rejection::Fenced { .. }))
     ));
-    let refused = state.apply(3, &late);
+    let refused = state.apply(3, &STAMP, &late);
     assert!(matches!(refused.result, Err(Rejection::Fenced { .. })));
     assert_eq!((refused.delta, state.table.len()), (None, 1));
-    assert!(state.apply(4, &write(delete("/user/a/").by_hub(new))).result.is_ok());
-    let operator = state.apply(5, &write(put("/user/b/", 1)));
+    assert!(state.apply(4, &STAMP, &write(delete("/user/a/").by_hub(new))).result.is_ok());
+    let operator = state.apply(5, &STAMP, &write(put("/user/b/", 1)));
     assert!(operator.result.is_ok(), "whoever is no hub is not fenced");
 }
