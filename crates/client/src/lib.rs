@@ -10,6 +10,7 @@ mod following;
 pub mod live_table;
 pub mod operator;
 pub mod reader;
+pub mod refusals;
 pub mod subscriber;
 #[cfg(test)]
 mod testing;
@@ -20,5 +21,6 @@ pub use endpoints::{EndpointError, Endpoints};
 pub use live_table::LiveTable;
 pub use operator::{Operator, OperatorError};
 pub use reader::{Listing, ReadError, RouteReader};
+pub use refusals::Refusals;
 pub use subscriber::{Cached, Freshness, Source, Subscriber, SubscriberConfig};
 pub use writer::{Answer, RouteWriter, WriteError, WriterOptions};

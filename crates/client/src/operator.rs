@@ -1,12 +1,15 @@
-//! Operator: changes a cluster's members and its leader.
+//! Operator: changes a cluster's members and its leader, and decides about what is held.
 
 use std::time::Duration;
 
+use holdfast_table::{Entry, Settlement};
 use holdfast_wire::errors::Reason;
 use holdfast_wire::proto::cluster_client::ClusterClient;
+use holdfast_wire::proto::routes_client::RoutesClient;
 use holdfast_wire::proto::{
     LeaderMoveRequest, LeaderMoveResponse, MemberAddRequest, MemberListRequest, MemberListResponse,
-    MemberPromoteRequest, MemberRemoveRequest, MemberReplaceRequest,
+    MemberPromoteRequest, MemberRemoveRequest, MemberReplaceRequest, RouteRevision, SettleHeldRequest,
+    SettleHeldResponse, settle_held_request,
 };
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
@@ -14,14 +17,14 @@ use tonic::{Request, Response, Status};
 use crate::attempts::{Attempts, Verdict, within};
 use crate::endpoints::Endpoints;
 
-/// Asks the cluster to change its members. Cheap to clone.
+/// Asks the cluster to do what an operator decides. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Operator {
     endpoints: Endpoints,
     timeout: Duration,
 }
 
-/// Why the members or the leader were not changed.
+/// Why nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OperatorError {
     /// Nothing changed, and asking for the same again is refused again until something else has changed.
@@ -38,7 +41,7 @@ pub enum OperatorError {
         /// Each replica tried, and how it failed.
         tried: String,
     },
-    /// Perhaps changed, perhaps later: look at the members before asking again.
+    /// Perhaps changed, perhaps later: look before asking again.
     #[error("no clear answer: {tried}")]
     Unknown {
         /// Each replica tried, and how it failed.
@@ -116,17 +119,49 @@ impl Operator {
             .await
     }
 
-    /// Asks one replica after the other until one has taken the call. What may have been done is not asked for again:
-    /// the second answer would be about what the first one did.
+    /// Confirms or rejects the deletion of routes that are held, in the versions that were looked at; others are passed over.
+    ///
+    /// # Errors
+    /// [`OperatorError`].
+    pub async fn settle(&self, settlement: Settlement, held: &[Entry]) -> Result<SettleHeldResponse, OperatorError> {
+        let settlement = match settlement {
+            Settlement::Confirm => settle_held_request::Settlement::Confirm,
+            Settlement::Reject => settle_held_request::Settlement::Reject,
+        };
+        let version = |entry: &Entry| RouteRevision {
+            routespec: entry.route.spec.as_str().to_owned(),
+            mod_revision: entry.modified.0,
+        };
+        let request = SettleHeldRequest {
+            settlement: settlement.into(),
+            routes: held.iter().map(version).collect(),
+        };
+        let ask = async |channel: Channel, timeout| {
+            let mut client = RoutesClient::new(channel);
+            client.settle_held(timed(request.clone(), timeout)).await
+        };
+        self.asked(ask).await
+    }
+
     async fn call<A>(
         &self,
         ask: impl AsyncFn(ClusterClient<Channel>, Duration) -> Result<Response<A>, Status>,
     ) -> Result<A, OperatorError> {
+        self.asked(async |channel, timeout| ask(ClusterClient::new(channel), timeout).await)
+            .await
+    }
+
+    /// Asks one replica after the other until one has taken the call. What may have been done is not asked for again:
+    /// the second answer would be about what the first one did.
+    async fn asked<A>(
+        &self,
+        ask: impl AsyncFn(Channel, Duration) -> Result<Response<A>, Status>,
+    ) -> Result<A, OperatorError> {
         let mut attempts = Attempts::new(&self.endpoints, self.timeout);
         // A change takes as long as it takes: a learner has to catch up first.
         while let Some(attempt) = attempts.next(self.timeout).await {
-            let client = ClusterClient::new(attempt.replica.channel());
-            let status = match within(attempt.timeout, ask(client, attempt.timeout)).await {
+            let asked = ask(attempt.replica.channel(), attempt.timeout);
+            let status = match within(attempt.timeout, asked).await {
                 Ok(answer) => {
                     attempts.answered(&attempt.replica, answer.metadata());
                     return Ok(answer.into_inner());

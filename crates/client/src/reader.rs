@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use holdfast_table::{Digest, Entry, Epoch, FieldError, Namespace, Revision, RouteSpec};
+use holdfast_table::{Digest, Entry, Epoch, FieldError, Hold, Namespace, Revision, RouteSpec};
 use holdfast_wire::errors::Reason;
 use holdfast_wire::proto::cluster_client::ClusterClient;
 use holdfast_wire::proto::routes_client::RoutesClient;
@@ -36,6 +36,8 @@ pub struct Listing {
     pub digest: Digest,
     /// Sorted by routespec.
     pub routes: Vec<Entry>,
+    /// The hold of each one, in the same order, if they are what is held; else empty.
+    pub holds: Vec<Hold>,
 }
 
 /// Why a read failed. It never means that there are no routes.
@@ -90,9 +92,22 @@ impl RouteReader {
     /// # Errors
     /// [`ReadError`]: nothing is known about the routes.
     pub async fn list(&self, namespace: Option<&Namespace>, prefix: &str) -> Result<Listing, ReadError> {
+        self.listed(namespace, prefix, false).await
+    }
+
+    /// Likewise, the routes whose deletion is held, with their holds.
+    ///
+    /// # Errors
+    /// [`ReadError`]: nothing is known about what is held.
+    pub async fn held(&self, namespace: Option<&Namespace>, prefix: &str) -> Result<Listing, ReadError> {
+        self.listed(namespace, prefix, true).await
+    }
+
+    async fn listed(&self, namespace: Option<&Namespace>, prefix: &str, held: bool) -> Result<Listing, ReadError> {
         let list = ListRequest {
             namespace: namespace.map_or("*", Namespace::as_str).to_owned(),
             prefix: prefix.to_owned(),
+            held,
         };
         self.retried(async |replica, timeout| {
             let mut request = Request::new(list.clone());
@@ -174,6 +189,7 @@ async fn read_pages(mut pages: Streaming<ListResponse>) -> Result<Listing, Statu
                 revision: Revision(page.revision),
                 digest: digest.unwrap_or_default(),
                 routes: Vec::new(),
+                holds: Vec::new(),
             };
             (listing, page.total)
         });
@@ -187,6 +203,7 @@ async fn read_pages(mut pages: Streaming<ListResponse>) -> Result<Listing, Statu
         *total = page.total.max(*total);
         for route in &page.routes {
             listing.routes.push(Entry::try_from(route).map_err(unreadable)?);
+            listing.holds.extend(route.hold.map(Hold::from));
         }
     }
     match whole {

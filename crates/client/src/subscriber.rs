@@ -20,6 +20,7 @@ use crate::backoff::{Backoff, STREAM_CAP};
 use crate::endpoints::{Endpoints, MESSAGE_BYTES_MAX, Replica};
 use crate::following::{Breach, Following, Held, Step};
 use crate::live_table::LiveTable;
+use crate::refusals::Refusals;
 
 /// From the first packet to a replica until its Hello.
 const HELLO: Duration = Duration::from_secs(3);
@@ -90,6 +91,7 @@ pub struct Subscriber {
     following: Following,
     table: LiveTable,
     freshness: watch::Sender<Freshness>,
+    refusals: Refusals,
     backoff: Backoff,
     // When each kind of trouble was last logged.
     alarmed: Option<Instant>,
@@ -130,6 +132,7 @@ impl Subscriber {
             following: Following::new(held),
             table,
             freshness: watch::Sender::new(freshness),
+            refusals: Refusals::new(),
             backoff: Backoff::new(STREAM_CAP),
             alarmed: None,
             lost: None,
@@ -144,6 +147,11 @@ impl Subscriber {
     /// How good the table is, now and from now on.
     pub fn freshness(&self) -> watch::Receiver<Freshness> {
         self.freshness.subscribe()
+    }
+
+    /// Where to say that a target has refused a connection.
+    pub fn refusals(&self) -> Refusals {
+        self.refusals.clone()
     }
 
     /// Follows until `shutdown` is cancelled. The table stays with those who have a handle.
@@ -169,8 +177,11 @@ impl Subscriber {
         let start = subscribe_request::Frame::Start(self.following.start(&self.name, self.proxy));
         // The latest is enough: an acknowledgement stands for all before it.
         let (acks, acked) = watch::channel(Acked::default());
-        let requests = tokio_stream::once(request(start))
-            .chain(WatchStream::from_changes(acked).map(|ack| request(subscribe_request::Frame::Ack(ack.into()))));
+        let acks_to_send = WatchStream::from_changes(acked).map(|ack| subscribe_request::Frame::Ack(ack.into()));
+        let refused = self.refusals.stream().map(subscribe_request::Frame::TargetRefused);
+        let requests = tokio_stream::once(start)
+            .chain(acks_to_send.merge(refused))
+            .map(request);
         let mut client = RoutesClient::new(replica.channel()).max_decoding_message_size(MESSAGE_BYTES_MAX);
         match timeout_at(hello_by, client.subscribe(requests)).await {
             Err(_) => End::NoHello,

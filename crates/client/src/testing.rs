@@ -8,8 +8,8 @@ use holdfast_wire::proto::routes_server::{Routes, RoutesServer};
 use holdfast_wire::proto::subscribe_response::Frame;
 use holdfast_wire::proto::{
     Ack, Bookmark, Delta, GetRequest, GetResponse, Hello, ListRequest, ListResponse, OpenHubRequest, OpenHubResponse,
-    RouteList, SnapshotChunk, Start, SubscribeRequest, SubscribeResponse, WriteRequest, WriteResponse, hello,
-    subscribe_request,
+    RouteList, SettleHeldRequest, SettleHeldResponse, SnapshotChunk, Start, SubscribeRequest, SubscribeResponse,
+    WriteRequest, WriteResponse, hello, subscribe_request,
 };
 use prost::Message as _;
 use tokio::io::copy_bidirectional;
@@ -185,6 +185,10 @@ impl Routes for Doors {
 
     async fn open_hub(&self, _: Request<OpenHubRequest>) -> Result<Response<OpenHubResponse>, Status> {
         Err(Status::unimplemented("nobody here is a hub"))
+    }
+
+    async fn settle_held(&self, _: Request<SettleHeldRequest>) -> Result<Response<SettleHeldResponse>, Status> {
+        Err(Status::unimplemented("nothing here is held"))
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {

@@ -68,6 +68,8 @@ pub struct Answer {
     pub proxies_synced: u32,
     /// The names of those that do not, at most 100.
     pub proxies_lagging: Vec<String>,
+    /// How many of the batch's deletions are held: acknowledged, and served on until an operator decides.
+    pub held: u32,
 }
 
 /// Why a write failed.
@@ -213,6 +215,7 @@ impl From<proto::WriteResponse> for Answer {
             proxies_live: response.proxies_live,
             proxies_synced: response.proxies_synced,
             proxies_lagging: response.proxies_lagging,
+            held: response.held,
         }
     }
 }

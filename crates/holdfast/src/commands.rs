@@ -3,6 +3,7 @@
 mod backup;
 mod completion;
 mod export;
+mod held;
 mod import;
 mod leader;
 mod members;
@@ -56,6 +57,7 @@ enum Command {
     Reconcile(reconcile::ReconcileArgs),
     Import(import::ImportArgs),
     Export(export::ExportArgs),
+    Held(held::HeldArgs),
     Members(members::MembersArgs),
     Leader(leader::LeaderArgs),
     Backup(backup::BackupArgs),
@@ -89,6 +91,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Reconcile(args) => reconcile::run(args, settings),
         Command::Import(args) => import::run(args, settings),
         Command::Export(args) => export::run(args, settings),
+        Command::Held(args) => held::run(args, settings),
         Command::Members(args) => members::run(args, settings),
         Command::Leader(args) => leader::run(args, settings),
         Command::Backup(args) => backup::run(args, settings),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use holdfast_client::LiveTable;
+use holdfast_client::{LiveTable, Refusals};
 use holdfast_table::{Entry, Route, Target};
 use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, LOCATION, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request};
@@ -40,6 +40,7 @@ pub(crate) struct Forwarder {
     policy: Policy,
     metrics: SharedMetrics,
     draining: Arc<Signal>,
+    refusals: Refusals,
 }
 
 /// What a [`Forwarder`] is made of.
@@ -52,6 +53,7 @@ pub(crate) struct Parts {
     pub(crate) policy: Policy,
     pub(crate) metrics: SharedMetrics,
     pub(crate) draining: Arc<Signal>,
+    pub(crate) refusals: Refusals,
 }
 
 /// Where a request goes.
@@ -82,6 +84,7 @@ impl Forwarder {
             policy: parts.policy,
             metrics: parts.metrics,
             draining: parts.draining,
+            refusals: parts.refusals,
         }
     }
 
@@ -357,6 +360,9 @@ impl Forwarder {
     }
 
     fn failed(&self, way: &Way<'_>, error: &TargetError) -> Problem {
+        if error.is_refusal() {
+            self.refusals.report(&way.entry);
+        }
         let cause = std::error::Error::source(error).map(innermost);
         let cause = cause.map(tracing::field::display);
         tracing::info!(routespec = %way.entry.route.spec, cause, "{error}");

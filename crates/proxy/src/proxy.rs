@@ -234,6 +234,7 @@ impl Proxy {
             policy: config.policy.clone(),
             metrics: metrics.clone(),
             draining: draining.clone(),
+            refusals: subscriber.refusals(),
         }));
 
         let mut tasks = JoinSet::new();

@@ -1,6 +1,7 @@
 //! Targets: one exchange with a user's server, on a connection that is fit for it.
 
 use std::error::Error as StdError;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -90,6 +91,11 @@ impl TargetError {
             TargetError::Silent { .. } => Some(TargetFailure::Silent),
             TargetError::Upload { .. } => None,
         }
+    }
+
+    /// True if nobody listens there: neither a server that is slow, nor a network that is cut, says so.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, TargetError::Connect { source: ConnectError::Io(error), .. } if error.kind() == io::ErrorKind::ConnectionRefused)
     }
 }
 

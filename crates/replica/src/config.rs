@@ -5,6 +5,8 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use holdfast_table::HoldPolicy;
+
 use crate::services::chp_api::ChpApiConfig;
 use crate::storage::probe;
 
@@ -29,6 +31,8 @@ pub struct ClusterConfig {
     pub election_timeout: Option<Range<Duration>>,
     /// The leader by itself replaces a replica that lost its disk, and adds configured peers that are no members.
     pub auto_replace: bool,
+    /// When deletions are held. Each entry carries the leader's, so replicas that differ decide alike. `None`: never.
+    pub hold: Option<HoldPolicy>,
 }
 
 impl ClusterConfig {
@@ -182,6 +186,7 @@ mod tests {
                 heartbeat: ClusterConfig::HEARTBEAT,
                 election_timeout: None,
                 auto_replace: true,
+                hold: Some(HoldPolicy::DEFAULT),
             },
             name: name.into(),
             data_dir: "/nowhere".into(),

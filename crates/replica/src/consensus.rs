@@ -1,6 +1,7 @@
 //! The one place that speaks to openraft: proposes, reads, leads and steps down.
 
 pub mod bootstrap;
+mod holds;
 pub mod membership;
 pub mod network;
 mod proposals;
@@ -9,11 +10,12 @@ pub mod types;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::FutureExt as _;
-use holdfast_table::{Command, HubEpoch, Rejection, State, Written};
+use holdfast_table::{Command, HoldPolicy, HubEpoch, Rejection, Revision, State, Written};
 use holdfast_wire::proto;
+use holdfast_wire::proto::command::Command as Content;
 use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::error::{Fatal, ForwardToLeader, LinearizableReadError, RaftError};
@@ -49,6 +51,7 @@ pub struct Consensus {
     /// For the service that peers call, and for nobody else.
     pub raft: Raft,
     proposals: Proposals,
+    hold: Option<HoldPolicy>,
     identity: Arc<Identity>,
     network: Network,
     published: Published,
@@ -111,6 +114,7 @@ impl Consensus {
         Ok(Consensus {
             proposals: Proposals::start(raft.clone()),
             raft,
+            hold: cluster.hold,
             identity: Arc::new(identity),
             network,
             published,
@@ -238,6 +242,15 @@ impl Consensus {
         }
     }
 
+    /// What goes into the log. The one place that reads a clock and a setting for it, for `apply` has neither.
+    pub fn stamped(&self, content: Content) -> proto::Command {
+        proto::Command {
+            command: Some(content),
+            time_ms: now_ms(),
+            hold_policy: self.hold.map(proto::HoldPolicy::from),
+        }
+    }
+
     /// Decides a command, as the leader. `entry` is the same command as it goes into the log.
     ///
     /// A command that changes nothing is answered without a log entry, after the leadership was confirmed, unless it is a
@@ -265,7 +278,7 @@ impl Consensus {
         }
         match self.proposals.decide(entry.encode_to_vec().into(), deadline).await? {
             Answer::Write(result) => Ok(result?),
-            Answer::Hub(_) => Err(ProposeError::Unknown),
+            Answer::Hub(_) | Answer::Settled(..) => Err(ProposeError::Unknown),
         }
     }
 
@@ -277,7 +290,23 @@ impl Consensus {
         self.released(deadline).await?;
         match self.proposals.decide(entry.encode_to_vec().into(), deadline).await? {
             Answer::Hub(result) => Ok(result?),
-            Answer::Write(_) => Err(ProposeError::Unknown),
+            Answer::Write(_) | Answer::Settled(..) => Err(ProposeError::Unknown),
+        }
+    }
+
+    /// Ends holds, as the leader; returns how many it ended, and the table's revision after it.
+    ///
+    /// # Errors
+    /// [`ProposeError`]; after `Unknown` the same call ends what is left.
+    pub async fn end_holds(
+        &self,
+        entry: &proto::Command,
+        deadline: Instant,
+    ) -> Result<(usize, Revision), ProposeError> {
+        self.released(deadline).await?;
+        match self.proposals.decide(entry.encode_to_vec().into(), deadline).await? {
+            Answer::Settled(ended, revision) => Ok((ended, revision)),
+            Answer::Write(_) | Answer::Hub(_) => Err(ProposeError::Unknown),
         }
     }
 
@@ -468,6 +497,16 @@ impl Consensus {
             tracing::error!(%error, "consensus did not stop cleanly");
         }
     }
+}
+
+/// Unix milliseconds.
+fn now_ms() -> u64 {
+    #[cfg(test)]
+    if let Some(elapsed) = turmoil::sim_elapsed() {
+        return u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+    }
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Keeps proposals waiting for as long as it lives.

@@ -36,6 +36,7 @@ pub struct Metrics {
     revision: Count,
     epoch: Count,
     routes: Count,
+    held: Count,
     subscribers: Count,
     ready: Count,
     contact_age: Gauge<f64, AtomicU64>,
@@ -60,6 +61,11 @@ impl Default for Metrics {
         let revision = gauge(&mut registry, "table_revision", "Revision of the table");
         let epoch = gauge(&mut registry, "table_epoch", "Epoch of the table");
         let routes = gauge(&mut registry, "table_routes", "Routes in the table");
+        let held = gauge(
+            &mut registry,
+            "table_held_routes",
+            "Routes among those in the table whose deletion is held until an operator decides",
+        );
         let subscribers = gauge(&mut registry, "subscribers", "Connected subscribers");
         let ready = gauge(
             &mut registry,
@@ -121,6 +127,7 @@ impl Default for Metrics {
             revision,
             epoch,
             routes,
+            held,
             subscribers,
             ready,
             contact_age,
@@ -168,6 +175,7 @@ impl Metrics {
         self.revision.set(status.revision);
         self.epoch.set(status.epoch);
         self.routes.set(status.routes);
+        self.held.set(status.held);
         self.subscribers.set(subscribers as u64);
         self.ready.set(u64::from(status.ready));
         let age = status.leader_contact_age_ms;

@@ -370,6 +370,7 @@ pub(crate) async fn attend(config: &ReplicaConfig, context: &Arc<Context>, conse
         },
         finding = scrub(context.clone(), consensus.clone()) => wrong(context, finding),
         never = membership::run(&config.cluster, consensus) => match never {},
+        never = consensus.look_after_holds() => match never {},
         never = serve(context, consensus) => match never {},
         never = correct_address(context, consensus) => match never {},
     }

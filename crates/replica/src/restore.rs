@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use holdfast_table::history::History;
-use holdfast_table::{Digest, Epoch, Lineage, Revision, State, Table};
+use holdfast_table::{Digest, Epoch, Holds, Lineage, Revision, State, Table};
 use uuid::Uuid;
 
 use crate::backup::Backup;
@@ -51,9 +51,10 @@ impl From<Backup> for Origin {
 }
 
 impl Origin {
-    /// Of a table alone, as a proxy keeps it: without sessions, and without older ancestors.
+    /// Of a table alone, as a proxy keeps it: without sessions, without older ancestors, and with no route held.
     pub fn from_table(cluster_id: String, table: Table) -> Self {
         let state = State {
+            holds: Holds::new(&table, [], []),
             table,
             ..State::default()
         };
@@ -262,7 +263,7 @@ impl Founding {
         LogStore::open(store)?;
         let found = published.load();
         let (found, meant) = (&found.state, &self.state);
-        let same = found.table.digest() == meant.table.digest()
+        let same = found.digest() == meant.digest()
             && (found.table.epoch(), found.table.revision()) == (meant.table.epoch(), meant.table.revision())
             && found.sessions.len() == meant.sessions.len()
             && found.lineage == meant.lineage

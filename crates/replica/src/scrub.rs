@@ -1,6 +1,6 @@
 //! Scrub: the same log makes the same table, so a replica whose table differs is wrong, and finds out.
 //!
-//! Every replica compares its digest with the others' at one revision, and now and then recomputes its own from the
+//! Every replica compares its digest, of the table and of what is held in it, with the others' at one revision, and now and then recomputes its own from the
 //! routes. Two replicas that agree outvote a third; a single disagreement only tells that somebody is wrong.
 
 use std::sync::Arc;
@@ -66,8 +66,8 @@ async fn recompute(consensus: &Consensus) -> Option<Finding> {
 }
 
 async fn compare(context: &Context, consensus: &Consensus) -> Option<Finding> {
-    let table = consensus.published().load().state.table.clone();
-    let (epoch, revision, ours) = (table.epoch(), table.revision(), table.digest());
+    let state = consensus.published().load().state.clone();
+    let (epoch, revision, ours) = (state.table.epoch(), state.table.revision(), state.digest());
     let me = consensus.identity().node_id;
     let members = consensus.members();
     let voters = members.iter().filter(|(.., voter)| *voter).count();

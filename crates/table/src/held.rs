@@ -94,7 +94,7 @@ impl Holds {
     pub fn new(
         table: &Table,
         held: impl IntoIterator<Item = (RouteKey, Hold)>,
-        losses: impl IntoIterator<Item = (RouteKey, Loss)>,
+        losses: impl IntoIterator<Item = Loss>,
     ) -> Self {
         let mut holds = Holds::default();
         table.iter().for_each(|entry| holds.add(&entry.route));
@@ -104,8 +104,8 @@ impl Holds {
                 holds.hold(entry, hold);
             }
         }
-        for (key, loss) in losses {
-            holds.losses.note(&key, loss);
+        for loss in losses {
+            holds.losses.note(loss);
         }
         holds
     }
@@ -169,8 +169,7 @@ impl Holds {
         let before = self.losses.count(namespace);
         let lost = (before + deletions) as u64;
         let had = (before + self.shown.get(namespace).copied().unwrap_or(0)) as u64;
-        let too_many =
-            lost > policy.routes_max && lost.saturating_mul(100) > had.saturating_mul(policy.percent_max);
+        let too_many = lost > policy.routes_max && lost.saturating_mul(100) > had.saturating_mul(policy.percent_max);
         match too_many && self.held.len() + deletions <= HELD_MAX {
             true => Verdict::Held(Hold {
                 since_ms: stamp.time_ms,

@@ -2,7 +2,7 @@
 
 use imbl::{HashMap, OrdMap, OrdSet};
 
-use crate::route::{Namespace, RouteKey};
+use crate::route::{Namespace, RouteKey, RouteSpec};
 
 /// The most losses remembered; more at once than any hub has routes.
 const LOSSES_MAX: usize = 250_000;
@@ -10,7 +10,9 @@ const LOSSES_MAX: usize = 250_000;
 /// One deletion.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loss {
-    /// Whose route it was.
+    /// Which route.
+    pub spec: RouteSpec,
+    /// Whose it was.
     pub namespace: Namespace,
     /// When, by the leader's clock.
     pub time_ms: u64,
@@ -26,14 +28,15 @@ pub struct Losses {
 
 impl Losses {
     /// Notes a loss; false if there are too many to do so.
-    pub fn note(&mut self, key: &RouteKey, loss: Loss) -> bool {
-        self.forget(key);
+    pub fn note(&mut self, loss: Loss) -> bool {
+        let key = loss.spec.key().clone();
+        self.forget(&key);
         if self.by_route.len() >= LOSSES_MAX {
             return false;
         }
         *self.counts.entry(loss.namespace.clone()).or_insert(0) += 1;
         self.by_time.insert((loss.time_ms, key.clone()));
-        self.by_route.insert(key.clone(), loss);
+        self.by_route.insert(key, loss);
         true
     }
 
@@ -82,41 +85,39 @@ impl Losses {
     }
 
     /// Every loss, the oldest first.
-    pub fn iter(&self) -> impl Iterator<Item = (&RouteKey, &Loss)> {
-        self.by_time
-            .iter()
-            .filter_map(|(_, key)| self.by_route.get_key_value(key))
+    pub fn iter(&self) -> impl Iterator<Item = &Loss> {
+        self.by_time.iter().filter_map(|(_, key)| self.by_route.get(key))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::route::RouteSpec;
 
-    fn key(n: u64) -> RouteKey {
-        RouteSpec::parse(&format!("/{n}/")).unwrap().key().clone()
-    }
-
-    fn loss(time_ms: u64) -> Loss {
+    fn loss(n: u64, time_ms: u64) -> Loss {
         Loss {
+            spec: RouteSpec::parse(&format!("/{n}/")).unwrap(),
             namespace: Namespace::default(),
             time_ms,
         }
+    }
+
+    fn key(n: u64) -> RouteKey {
+        loss(n, 0).spec.key().clone()
     }
 
     #[test]
     fn a_route_is_lost_once_and_its_loss_is_forgotten_with_time() {
         let (mut losses, here) = (Losses::default(), Namespace::default());
         for n in 0..5 {
-            assert!(losses.note(&key(n), loss(n * 10)));
+            assert!(losses.note(loss(n, n * 10)));
         }
-        losses.note(&key(0), loss(25));
+        losses.note(loss(0, 25));
         assert_eq!(losses.count(&here), 5);
         assert!(losses.forget(&key(4)) && !losses.forget(&key(4)));
         assert_eq!(losses.forget_old(60, 40), [key(1), key(2)]);
         assert_eq!(losses.count(&here), 2);
-        let left: Vec<u64> = losses.iter().map(|(_, loss)| loss.time_ms).collect();
+        let left: Vec<u64> = losses.iter().map(|loss| loss.time_ms).collect();
         assert_eq!(left, [25, 30]);
         assert_eq!(losses.forget_old(10, 15), [key(3)], "the clock has gone back");
         assert_eq!(losses.count(&here), 1);
@@ -127,10 +128,10 @@ mod tests {
     fn losses_are_bounded() {
         let mut losses = Losses::default();
         for n in 0..LOSSES_MAX as u64 {
-            assert!(losses.note(&key(n), loss(1)));
+            assert!(losses.note(loss(n, 1)));
         }
-        assert!(!losses.note(&key(u64::MAX), loss(1)));
-        assert!(losses.note(&key(0), loss(2)), "a known one is no further one");
+        assert!(!losses.note(loss(u64::MAX, 1)));
+        assert!(losses.note(loss(0, 2)), "a known one is no further one");
         assert_eq!(losses.iter().count(), LOSSES_MAX);
     }
 }

@@ -162,6 +162,11 @@ pub struct State {
 }
 
 impl State {
+    /// The route with this key, for whoever writes and lists: there is none if it is held.
+    pub fn shown(&self, key: &RouteKey) -> Option<&Arc<Entry>> {
+        self.table.get(key).filter(|_| !self.holds.contains(key))
+    }
+
     /// Of the table and of what is held in it.
     pub fn digest(&self) -> Digest {
         self.table.digest().and(self.holds.digest())
@@ -197,7 +202,7 @@ impl State {
         for change in self.table.effective(batch, hidden) {
             match change {
                 Change::Put(route) => puts.push(route.clone()),
-                Change::Delete(spec) => deleted.extend(self.table.get(spec.key()).cloned()),
+                Change::Delete(spec) => deleted.extend(self.shown(spec.key()).cloned()),
             }
         }
         if puts.is_empty() && deleted.is_empty() {
@@ -212,12 +217,13 @@ impl State {
             .judge(stamp, batch.namespace(), deleted.len(), batch.deletes_expected());
         if verdict != Verdict::Expected {
             for entry in &deleted {
-                let loss = Loss {
+                let spec = &entry.route.spec;
+                let noted = self.holds.losses_mut().note(Loss {
+                    spec: spec.clone(),
                     namespace: batch.namespace().clone(),
                     time_ms: stamp.time_ms,
-                };
-                let key = entry.route.spec.key();
-                losses.extend(self.holds.losses_mut().note(key, loss).then(|| key.clone()));
+                });
+                losses.extend(noted.then(|| spec.key().clone()));
             }
         }
         for route in &puts {

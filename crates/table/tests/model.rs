@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use holdfast_table::history::History;
 use holdfast_table::sessions::{Session, SessionId, Sessions};
 use holdfast_table::{
-    Batch, Change, Command, Delta, Entry, Hold, HoldPolicy, Holds, HubEpoch, Namespace, Outcome, Precondition,
-    Rejection, Revision, Route, RouteSpec, Settlement, Stamp, State, Table, Written,
+    Batch, Change, Command, Delta, Entry, HoldPolicy, Holds, HubEpoch, Namespace, Outcome, Precondition, Rejection,
+    Revision, Route, RouteSpec, Settlement, Stamp, State, Table, Written,
 };
 use proptest::prelude::*;
 
@@ -99,16 +99,14 @@ fn steps() -> impl Strategy<Value = Vec<(i64, Step)>> {
         prop_oneof![4 => Just(0usize), 1 => 0usize..4],
         prop::bool::weighted(0.8),
     );
-    let wish = wish.prop_map(
-        |(namespace, changes, preconditions, session, expected, guarded)| Wish {
-            namespace,
-            changes,
-            preconditions,
-            session,
-            expected,
-            guarded,
-        },
-    );
+    let wish = wish.prop_map(|(namespace, changes, preconditions, session, expected, guarded)| Wish {
+        namespace,
+        changes,
+        preconditions,
+        session,
+        expected,
+        guarded,
+    });
     let settlement = prop_oneof![Just(Settlement::Confirm), Just(Settlement::Reject)];
     let settled = prop::collection::vec((spec(), prop::bool::weighted(0.8)), 0..4);
     let step = prop_oneof![
@@ -216,10 +214,12 @@ impl Model {
                 .retain(|_, (_, time)| *time + window > now && *time <= now + window);
         }
         let counts = wish.guarded && deleted.len() > wish.expected;
-        let lost_before = self.losses.values().filter(|(whose, _)| *whose == wish.namespace).count();
-        let ours = |(route, _, hold): &&Kept| {
-            route.namespace.as_str() == NAMESPACES[wish.namespace] && hold.is_none()
-        };
+        let lost_before = self
+            .losses
+            .values()
+            .filter(|(whose, _)| *whose == wish.namespace)
+            .count();
+        let ours = |(route, _, hold): &&Kept| route.namespace.as_str() == NAMESPACES[wish.namespace] && hold.is_none();
         let had = lost_before + self.routes.values().filter(ours).count();
         let lost = lost_before + deleted.len();
         let holds = counts && lost as u64 > POLICY.routes_max && lost as u64 * 100 > had as u64 * POLICY.percent_max;
@@ -251,7 +251,9 @@ impl Model {
             let target = route.target.as_str();
             hold.is_none() || !touched.contains(target) || !served.contains(target)
         });
-        let held = deleted.iter().filter(|(identity, _)| self.routes.contains_key(identity));
+        let held = deleted
+            .iter()
+            .filter(|(identity, _)| self.routes.contains_key(identity));
         Ok(self.written(true, held.count()))
     }
 
@@ -408,12 +410,9 @@ fn model_held(model: &Model) -> BTreeMap<String, (u64, u64)> {
 }
 
 fn losses(state: &State) -> BTreeSet<(String, String, u64)> {
-    let losses = state.holds.losses().iter().map(|(key, loss)| {
-        (
-            key.as_str().to_owned(),
-            loss.namespace.as_str().to_owned(),
-            loss.time_ms,
-        )
+    let losses = state.holds.losses().iter().map(|loss| {
+        let key = loss.spec.key().as_str().to_owned();
+        (key, loss.namespace.as_str().to_owned(), loss.time_ms)
     });
     losses.collect()
 }
@@ -446,8 +445,8 @@ fn over_a_snapshot(state: &State) -> State {
     for (id, session) in state.sessions.iter() {
         sessions.record(*id, Session::clone(session));
     }
-    let held: Vec<(_, Hold)> = state.holds.iter().map(|(key, hold)| (key.clone(), *hold)).collect();
-    let losses: Vec<_> = state.holds.losses().iter().map(|(key, loss)| (key.clone(), loss.clone())).collect();
+    let held = state.holds.iter().map(|(key, hold)| (key.clone(), *hold));
+    let losses = state.holds.losses().iter().cloned();
     State {
         history: History::new(&copy, tombstones, state.history.horizon()),
         holds: Holds::new(&copy, held, losses),

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use holdfast_table::{
-    Batch, BatchError, Change, Command, Delta, Entry, FieldError, HubEpoch, HubId, Namespace, Precondition, Revision,
-    Route, RouteSpec,
+    Batch, BatchError, Change, Command, Delta, Entry, FieldError, Hold, HoldPolicy, HubEpoch, HubId, Namespace,
+    Precondition, Revision, Route, RouteSpec, Settlement, Stamp,
 };
 
 use crate::proto;
@@ -58,6 +58,7 @@ impl From<&Route> for proto::Route {
             data: route.data.as_str().to_owned(),
             namespace: route.namespace.as_str().to_owned(),
             mod_revision: 0,
+            hold: None,
         }
     }
 }
@@ -68,6 +69,78 @@ impl From<&Entry> for proto::Route {
             mod_revision: entry.modified.0,
             ..(&entry.route).into()
         }
+    }
+}
+
+impl From<Hold> for proto::Hold {
+    fn from(hold: Hold) -> Self {
+        proto::Hold {
+            since_ms: hold.since_ms,
+            until_ms: hold.until_ms,
+        }
+    }
+}
+
+impl From<proto::Hold> for Hold {
+    fn from(hold: proto::Hold) -> Self {
+        Hold {
+            since_ms: hold.since_ms,
+            until_ms: hold.until_ms,
+        }
+    }
+}
+
+impl From<HoldPolicy> for proto::HoldPolicy {
+    fn from(policy: HoldPolicy) -> Self {
+        proto::HoldPolicy {
+            routes_max: policy.routes_max,
+            percent_max: policy.percent_max,
+            window_ms: policy.window_ms,
+            hold_ms: policy.hold_ms,
+        }
+    }
+}
+
+impl From<proto::HoldPolicy> for HoldPolicy {
+    fn from(policy: proto::HoldPolicy) -> Self {
+        HoldPolicy {
+            routes_max: policy.routes_max,
+            percent_max: policy.percent_max,
+            window_ms: policy.window_ms,
+            hold_ms: policy.hold_ms,
+        }
+    }
+}
+
+/// What the leader noted on a command.
+impl From<&proto::Command> for Stamp {
+    fn from(command: &proto::Command) -> Self {
+        Stamp {
+            time_ms: command.time_ms,
+            policy: command.hold_policy.map(HoldPolicy::from),
+        }
+    }
+}
+
+/// The versions that are meant, and what is said of them.
+impl TryFrom<&proto::SettleHeldRequest> for (Settlement, Vec<(RouteSpec, Revision)>) {
+    type Error = ConvertError;
+
+    fn try_from(request: &proto::SettleHeldRequest) -> Result<Self, ConvertError> {
+        use proto::settle_held_request::Settlement as In;
+        let settlement = match request.settlement() {
+            In::Unspecified => return Err(ConvertError::Missing("settlement")),
+            In::Confirm => Settlement::Confirm,
+            In::Reject => Settlement::Reject,
+        };
+        if request.routes.len() > holdfast_table::batch::CHANGES_MAX {
+            return Err(BatchError::TooManyChanges(request.routes.len()).into());
+        }
+        let routes = request
+            .routes
+            .iter()
+            .map(|route| Ok((RouteSpec::parse(&route.routespec)?, Revision(route.mod_revision))));
+        Ok((settlement, routes.collect::<Result<_, FieldError>>()?))
     }
 }
 
@@ -161,6 +234,7 @@ fn command_in(
         0 => batch,
         epoch => batch.by_hub(HubEpoch(epoch)),
     };
+    let batch = batch.expecting(usize::try_from(request.deletes_expected).unwrap_or(usize::MAX));
     Ok(Command { batch, session })
 }
 
@@ -210,6 +284,7 @@ impl From<&Command> for proto::WriteRequest {
             wait_for_proxies_ms: 0,
             hub_epoch: batch.hub().map_or(0, |epoch| epoch.0),
             retry: false,
+            deletes_expected: u32::try_from(batch.deletes_expected()).unwrap_or(u32::MAX),
         }
     }
 }
@@ -264,7 +339,7 @@ mod tests {
             Precondition::RouteRevision(spec, Revision(3)),
         ];
         let batch = Batch::new(Namespace::parse("hub-2").unwrap(), changes, preconditions).unwrap();
-        let batch = batch.by_hub(HubEpoch(5));
+        let batch = batch.by_hub(HubEpoch(5)).expecting(3);
         let command = Command {
             batch,
             session: Some(([9; 16], 4)),
@@ -273,6 +348,35 @@ mod tests {
             Command::try_from(&proto::WriteRequest::from(&command)).unwrap(),
             command
         );
+    }
+
+    #[test]
+    fn a_stamp_and_a_settlement_survive_the_wire() {
+        let command = proto::Command {
+            command: None,
+            time_ms: 7,
+            hold_policy: Some(HoldPolicy::DEFAULT.into()),
+        };
+        let stamp = Stamp {
+            time_ms: 7,
+            policy: Some(HoldPolicy::DEFAULT),
+        };
+        assert_eq!(Stamp::from(&command), stamp);
+        let mut request = proto::SettleHeldRequest {
+            settlement: proto::settle_held_request::Settlement::Reject.into(),
+            routes: vec![proto::RouteRevision {
+                routespec: "/a/".into(),
+                mod_revision: 3,
+            }],
+        };
+        let read = |request| <(Settlement, Vec<(RouteSpec, Revision)>)>::try_from(request);
+        let routes = vec![(RouteSpec::parse("/a/").unwrap(), Revision(3))];
+        assert_eq!(read(&request).unwrap(), (Settlement::Reject, routes));
+        request.settlement = 0;
+        assert!(read(&request).unwrap_err().to_string().contains("settlement"));
+        request.settlement = 1;
+        request.routes[0].routespec = "/a".into();
+        assert!(read(&request).unwrap_err().to_string().contains("routespec \"/a\""));
     }
 
     #[test]

@@ -112,6 +112,17 @@ pub struct ReplicaArgs {
     #[arg(long, env = "HOLDFAST_AUTO_REPLACE", value_name = "BOOL", default_value = "true")]
     auto_replace: String,
 
+    /// How long routes are served on that were deleted in numbers that look like an accident: more than 10, and more than a
+    /// quarter of what the hub had, within a minute. Until then `holdfast held` shows them and an operator decides. 0s: no
+    /// deletion is held. The leader's setting counts.
+    #[arg(
+        long,
+        env = "HOLDFAST_HOLD_DELETES_FOR",
+        value_name = "DURATION",
+        default_value = "10m"
+    )]
+    hold_deletes_for: String,
+
     /// Ends in good order when standard input ends. `holdfast up` holds the other end of it.
     #[arg(long, hide = true)]
     exit_with_parent: bool,
@@ -247,6 +258,7 @@ fn read(args: &ReplicaArgs, settings: &mut Settings) -> Result<(ReplicaConfig, C
     }
 
     let auto_replace = settings.read("auto-replace", &args.auto_replace, parse::boolean);
+    let hold = settings.read("hold-deletes-for", &args.hold_deletes_for, parse::hold_policy);
     let common = args.common.read(settings, "info");
     let config = (|| {
         let (tokens, namespace, host_routing) = (tokens?.unwrap_or_default(), namespace?, host_routing?);
@@ -262,6 +274,7 @@ fn read(args: &ReplicaArgs, settings: &mut Settings) -> Result<(ReplicaConfig, C
                 heartbeat: heartbeat?,
                 election_timeout: election_timeout?,
                 auto_replace: auto_replace?,
+                hold: hold?,
             },
             name: name?,
             data_dir: data_dir?,

@@ -25,7 +25,8 @@ const CATCH_UP_STEP: Duration = Duration::from_millis(100);
 ///
 /// Asks the endpoints and, through them, the other members of the cluster. Needs no leader.
 ///
-/// Exit codes: 0 healthy; 1 degraded: routes are served and written, but something is missing, behind or different;
+/// Exit codes: 0 healthy; 1 degraded: routes are served and written, but something is missing, behind or different, or
+/// deletions wait for an operator's word;
 /// 2 no quorum, or nobody answers: proxies serve what they have, nothing can be written.
 #[derive(Debug, Args)]
 pub struct StatusArgs {
@@ -255,6 +256,8 @@ struct ReplicaJson<'a> {
     revision: u64,
     digest: String,
     routes: u64,
+    held: u64,
+    held_until_ms: u64,
     ready: bool,
     waiting_for: &'a str,
     problem: &'a str,
@@ -344,6 +347,8 @@ impl<'a> ReplicaJson<'a> {
             revision: status.revision,
             digest: digest(&status.digest),
             routes: status.routes,
+            held: status.held,
+            held_until_ms: status.held_until_ms,
             ready: status.ready,
             waiting_for: &status.waiting_for,
             problem: &status.problem,

@@ -76,6 +76,16 @@ pub struct UpArgs {
     #[arg(long, env = "HOLDFAST_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "10s")]
     drain_timeout: String,
 
+    /// How long routes are served on that were deleted in numbers that look like an accident; `holdfast held` shows them. 0s:
+    /// no deletion is held.
+    #[arg(
+        long,
+        env = "HOLDFAST_HOLD_DELETES_FOR",
+        value_name = "DURATION",
+        default_value = "10m"
+    )]
+    hold_deletes_for: String,
+
     #[command(flatten)]
     serving: ServingArgs,
 
@@ -127,6 +137,7 @@ fn read(args: &UpArgs, settings: &mut Settings) -> Result<(Plan, Common), Mistak
     let proxy_admin_base = settings.read("proxy-admin-base", &args.proxy_admin_base, parse::first_port);
     let drain_delay = settings.read("drain-delay", &args.drain_delay, parse::duration);
     let drain_timeout = settings.read("drain-timeout", &args.drain_timeout, parse::duration);
+    let hold = settings.read("hold-deletes-for", &args.hold_deletes_for, parse::hold_policy);
     let common = args.common.read(settings, "info");
     let redirect = serving.as_ref().and_then(|serving| serving.redirect);
     if redirect.is_some_and(|redirect| redirect.listen.port() == 0) {
@@ -148,6 +159,7 @@ fn read(args: &UpArgs, settings: &mut Settings) -> Result<(Plan, Common), Mistak
             drain_timeout: drain_timeout?,
             serving: serving?,
             serving_flags: serving_flags.collect(),
+            hold: hold?,
             log_format: args.common.log_format.clone(),
             log_level: args.common.log_level.clone().unwrap_or_else(|| "info".to_owned()),
         })

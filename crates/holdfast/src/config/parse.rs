@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use holdfast_client::Endpoints;
 use holdfast_replica::{PeerAddress, Tokens};
+use holdfast_table::HoldPolicy;
 
 /// The longest name of a replica or proxy.
 const NAME_BYTES_MAX: usize = 253;
@@ -43,6 +44,16 @@ pub fn positive_duration(text: &str) -> Result<Duration, String> {
         Duration::ZERO => Err("must be more than 0".into()),
         duration => Ok(duration),
     }
+}
+
+/// How long deletions are held; after no time at all none is.
+pub fn hold_policy(text: &str) -> Result<Option<HoldPolicy>, String> {
+    let duration = duration(text)?;
+    let policy = HoldPolicy {
+        hold_ms: u64::try_from(duration.as_millis()).unwrap_or(u64::MAX),
+        ..HoldPolicy::DEFAULT
+    };
+    Ok((!duration.is_zero()).then_some(policy))
 }
 
 /// `120ms..200ms`: the first is included, the last is not.

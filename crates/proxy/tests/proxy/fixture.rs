@@ -4,8 +4,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -60,6 +60,8 @@ pub struct Replica {
     pub address: SocketAddr,
     /// Streams that were asked for so far.
     pub subscribes: Arc<AtomicUsize>,
+    /// Routes, and the revisions of them, of which it was told that their targets refuse connections.
+    pub refused: Arc<Mutex<Vec<(String, u64)>>>,
     table: watch::Sender<Table>,
     tasks: JoinSet<()>,
 }
@@ -74,7 +76,12 @@ impl Replica {
         let address = listener.local_addr().unwrap();
         let table = watch::Sender::new(table);
         let subscribes = Arc::new(AtomicUsize::new(0));
-        let service = RoutesServer::new(Script(table.subscribe(), subscribes.clone()));
+        let refused = Arc::default();
+        let service = RoutesServer::new(Script {
+            table: table.subscribe(),
+            subscribes: subscribes.clone(),
+            refused: Arc::clone(&refused),
+        });
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let server = tonic::transport::Server::builder().add_service(service);
@@ -86,6 +93,7 @@ impl Replica {
         Replica {
             address,
             subscribes,
+            refused,
             table,
             tasks,
         }
@@ -102,7 +110,11 @@ impl Replica {
     }
 }
 
-struct Script(watch::Receiver<Table>, Arc<AtomicUsize>);
+struct Script {
+    table: watch::Receiver<Table>,
+    subscribes: Arc<AtomicUsize>,
+    refused: Arc<Mutex<Vec<(String, u64)>>>,
+}
 
 #[tonic::async_trait]
 impl Routes for Script {
@@ -117,6 +129,13 @@ impl Routes for Script {
         Err(Status::unimplemented("a proxy is no hub"))
     }
 
+    async fn settle_held(
+        &self,
+        _: Request<proto::SettleHeldRequest>,
+    ) -> Result<Response<proto::SettleHeldResponse>, Status> {
+        Err(Status::unimplemented("a proxy decides nothing"))
+    }
+
     async fn get(&self, _: Request<proto::GetRequest>) -> Result<Response<proto::GetResponse>, Status> {
         Err(Status::unimplemented("a proxy gets nothing"))
     }
@@ -129,10 +148,16 @@ impl Routes for Script {
         &self,
         request: Request<Streaming<SubscribeRequest>>,
     ) -> Result<Response<Self::SubscribeStream>, Status> {
-        self.1.fetch_add(1, Ordering::SeqCst);
+        self.subscribes.fetch_add(1, Ordering::SeqCst);
         // Acknowledgements must be read, or the subscriber's side fills up; the stream lives as long as the answer.
-        let acks = request.into_inner().map(|_| None);
-        let mut tables = self.0.clone();
+        let refused = self.refused.clone();
+        let acks = request.into_inner().map(move |request| {
+            if let Ok(Some(proto::subscribe_request::Frame::TargetRefused(version))) = request.map(|r| r.frame) {
+                refused.lock().unwrap().push((version.routespec, version.mod_revision));
+            }
+            None
+        });
+        let mut tables = self.table.clone();
         let sent = tables.borrow_and_update().clone();
         let first = stream::iter(snapshot(&sent)).map(Some);
         let rest = stream::unfold((tables, sent), |(mut tables, sent)| async move {

@@ -250,3 +250,37 @@ async fn nobody_is_served_from_an_old_copy_while_a_replica_is_about_to_answer() 
     let answer = user.answer().await;
     assert_eq!((answer.status(), answer.header("x-target")), (200, Some("new")));
 }
+
+/// A replica holds some deletions for as long as somebody may still be served: it has to hear of the dead.
+#[tokio::test]
+async fn a_replica_hears_of_a_target_that_refuses_connections_and_of_no_other() {
+    let slow = Target::start(|conversation| async move {
+        // Takes the connection and says nothing, until it is cut.
+        let _kept = conversation;
+        std::future::pending().await
+    })
+    .await;
+    let well = Target::mirror("well").await;
+    let dead = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        format!("http://{}", listener.local_addr().unwrap())
+    };
+    let routes = [("/dead/", dead.as_str()), ("/well/", &well.url), ("/slow/", &slow.url)];
+    let setup = Setup::new(&routes).await;
+    let cut = tokio::time::timeout(Duration::from_millis(300), get(setup.proxy.public, "/slow/"));
+    assert!(cut.await.is_err(), "nobody answers");
+    assert_eq!(get(setup.proxy.public, "/well/").await.status(), 200);
+    for _ in 0..3 {
+        assert_eq!(get(setup.proxy.public, "/dead/x").await.status(), 503);
+    }
+    until(async || !setup.replica.refused.lock().unwrap().is_empty()).await;
+    // The next frame comes after all that were sent before it.
+    setup.replica.set(table(2, &routes));
+    setup.proxy.at(2).await;
+    assert_eq!(
+        *setup.replica.refused.lock().unwrap(),
+        [("/dead/".to_owned(), 1)],
+        "once, and in its version"
+    );
+    setup.proxy.stop().await;
+}

@@ -1,10 +1,10 @@
 use std::io::Cursor;
 
-use holdfast_table::{Batch, Command, Namespace, Route, RouteSpec};
+use holdfast_table::{Batch, Change, Command, HoldPolicy, Namespace, Route, RouteSpec, Stamp};
 
 use super::*;
 
-/// A state with routes, deletions, sessions and ancestors.
+/// A state with routes, deletions, sessions and ancestors; from 40 routes on, a third of them is held.
 pub(crate) fn state(routes: u64) -> State {
     let mut state = State {
         lineage: Lineage::default().and("the-first").and("the-second"),
@@ -16,12 +16,23 @@ pub(crate) fn state(routes: u64) -> State {
         let route = Route::parse(&format!("/user/user-{n}/"), &target, &data, "").unwrap();
         let session = Some(([(n % 5) as u8; 16], n / 5 + 1));
         let batch = Batch::put(route);
-        state.apply(n + 1, &Command { batch, session });
+        state.apply(n + 1, &Stamp::default(), &Command { batch, session });
     }
     for n in 0..routes / 10 {
         let spec = RouteSpec::parse(&format!("/user/user-{n}/")).unwrap();
         let batch = Batch::delete(Namespace::default(), spec);
-        state.apply(routes + n + 1, &Command { batch, session: None });
+        state.apply(routes + n + 1, &Stamp::default(), &Command { batch, session: None });
+    }
+    if routes >= 40 {
+        let spec = |n: u64| RouteSpec::parse(&format!("/user/user-{n}/")).unwrap();
+        let deletes = (routes / 3 * 2..routes).map(|n| Change::Delete(spec(n)));
+        let batch = Batch::new(Namespace::default(), deletes.collect(), vec![]).unwrap();
+        let stamp = Stamp {
+            time_ms: 1_700_000_000_000,
+            policy: Some(HoldPolicy::DEFAULT),
+        };
+        state.apply(2 * routes, &stamp, &Command { batch, session: None });
+        assert!(!state.holds.is_empty());
     }
     state
 }
@@ -81,7 +92,7 @@ fn frames(bytes: &[u8]) -> Vec<Frame> {
 }
 
 #[test]
-fn a_backup_is_the_state_with_its_sessions_and_ancestors() {
+fn a_backup_is_the_state_with_its_sessions_holds_and_ancestors() {
     for routes in [0, 1, 200, 30_000] {
         let state = state(routes);
         let bytes = encoded(&state);
@@ -90,6 +101,11 @@ fn a_backup_is_the_state_with_its_sessions_and_ancestors() {
         assert_eq!(backup.bytes, bytes.len() as u64);
         assert_eq!(backup.state.table.sorted(), state.table.sorted());
         assert_eq!(backup.state.table.digest(), state.table.recompute_digest());
+        assert_eq!(backup.state.digest(), state.digest(), "what is held, too");
+        assert_eq!(
+            backup.state.holds.losses().iter().count(),
+            state.holds.losses().iter().count()
+        );
         assert_eq!(backup.state.lineage, state.lineage);
         let sessions = |state: &State| {
             state

@@ -128,7 +128,7 @@ mod tests {
         let command = proto::command::Command::Write((&command).into());
         let command = proto::Command {
             command: Some(command),
-            time_ms: 0,
+            ..Default::default()
         };
         command.encode_to_vec().into()
     }
@@ -148,6 +148,7 @@ mod tests {
             let written = Written {
                 revision: Revision(name as u64 + 1),
                 changed: true,
+                held: 0,
             };
             assert_eq!(
                 answer.unwrap(),

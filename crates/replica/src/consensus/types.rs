@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use bytes::Bytes;
-use holdfast_table::{HubEpoch, Rejection, State, Written};
+use holdfast_table::{HubEpoch, Rejection, Revision, State, Written};
 use holdfast_wire::proto;
 use prost::Message as _;
 
@@ -59,6 +59,8 @@ pub enum Answer {
     Write(Result<Written, Rejection>),
     /// A hub was let in.
     Hub(Result<HubEpoch, Rejection>),
+    /// So many holds were ended; the table's revision after it.
+    Settled(usize, Revision),
 }
 
 /// A member's name, addresses and disk, kept in the membership.

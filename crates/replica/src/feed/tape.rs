@@ -140,7 +140,7 @@ pub fn encode(delta: &Delta) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use holdfast_table::{Batch, Command, Route, Table};
+    use holdfast_table::{Batch, Command, Route, Stamp, Table};
 
     fn position(state: &State) -> Arc<Position> {
         Arc::new(Position {
@@ -155,7 +155,7 @@ mod tests {
             batch: Batch::put(route),
             session: None,
         };
-        state.apply(1, &command).result.unwrap();
+        state.apply(1, &Stamp::default(), &command).result.unwrap();
     }
 
     #[test]

@@ -46,7 +46,7 @@ fn entry(index: u64) -> Entry {
             };
             let message = proto::Command {
                 command: Some(Content::Write((&command).into())),
-                time_ms: 0,
+                ..Default::default()
             };
             EntryPayload::Normal(Proposal::new(vec![message.encode_to_vec().into()]))
         }

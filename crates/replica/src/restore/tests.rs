@@ -1,6 +1,6 @@
 use std::fs;
 
-use holdfast_table::{Batch, Command, Entry, Route};
+use holdfast_table::{Batch, Command, Entry, Route, Stamp};
 
 use super::*;
 use crate::backup::tests::{description, encoded, state};
@@ -56,6 +56,12 @@ fn a_restored_directory_is_a_new_clusters_only_member() {
     assert_eq!(table.digest(), founded.digest);
     assert_eq!(position.state.lineage, founded.lineage);
     assert_eq!(position.state.sessions.len(), state.sessions.len());
+    assert!(!position.state.holds.is_empty());
+    assert_eq!(position.state.holds.digest(), state.holds.digest());
+    assert_eq!(
+        position.state.holds.losses().iter().collect::<Vec<_>>(),
+        state.holds.losses().iter().collect::<Vec<_>>()
+    );
     assert_eq!(position.state.node_id_max, 1);
     // What the old cluster's subscribers may ask for is not known any more: they get a snapshot.
     assert!(position.state.history.since(state.table.revision(), table).is_none());
@@ -189,7 +195,7 @@ fn a_proxys_table_is_enough() {
     let route = Route::parse("/user/alice/", "http://10.0.0.1:1", "", "").unwrap();
     let mut held = State::default();
     let batch = Batch::put(route);
-    held.apply(1, &Command { batch, session: None });
+    held.apply(1, &Stamp::default(), &Command { batch, session: None });
     let origin = Origin::from_table("the-cluster".into(), held.table.clone());
     let founded = restore(origin, &[], folder.path(), &founder()).unwrap();
     assert_eq!(founded.lineage.to_vec(), ["the-cluster"]);

@@ -175,7 +175,9 @@ impl ChpApi {
             return Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, message));
         }
         let position = self.read().await?;
-        let entries = position.state.table.iter().filter(|entry| self.is_ours(entry));
+        let state = &position.state;
+        let shown = |entry: &&Arc<Entry>| self.is_ours(entry) && !state.holds.contains(entry.route.spec.key());
+        let entries = state.table.iter().filter(shown);
         let routes = entries.map(|entry| Ok((form::path(&entry.route.spec), object(entry)?)));
         json(&routes.collect::<Result<BTreeMap<_, _>, Refusal>>()?)
     }
@@ -183,7 +185,7 @@ impl ChpApi {
     async fn get(&self, path: &str) -> Result<Response, Refusal> {
         let spec = self.spec(path)?;
         let position = self.read().await?;
-        let entry = position.state.table.get(spec.key()).filter(|entry| self.is_ours(entry));
+        let entry = position.state.shown(spec.key()).filter(|entry| self.is_ours(entry));
         json(&object(entry.ok_or_else(missing)?)?)
     }
 
@@ -214,7 +216,7 @@ impl ChpApi {
     async fn delete(&self, path: &str) -> Result<Response, Refusal> {
         let spec = self.spec(path)?;
         let position = self.read().await?;
-        let entry = position.state.table.get(spec.key()).filter(|entry| self.is_ours(entry));
+        let entry = position.state.shown(spec.key()).filter(|entry| self.is_ours(entry));
         let spec = entry.ok_or_else(missing)?.route.spec.as_str().to_owned();
         self.write(proto::change::Change::Delete(spec)).await?;
         Ok(StatusCode::NO_CONTENT.into_response())

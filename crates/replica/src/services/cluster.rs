@@ -109,6 +109,8 @@ pub fn status(context: &Context) -> proto::StatusResponse {
     status.revision = table.revision().0;
     status.digest = table.digest().to_bytes().to_vec().into();
     status.routes = table.len() as u64;
+    status.held = position.state.holds.len() as u64;
+    status.held_until_ms = position.state.holds.first_end_ms().unwrap_or(0);
     status.lineage = position.state.lineage.to_vec();
     status.ready = context.caught_up.load(Ordering::Relaxed) && !context.retired.is_cancelled();
     status.problem = context.problem();

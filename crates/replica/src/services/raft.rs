@@ -300,10 +300,10 @@ impl Raft for RaftService {
         let mut applied = published.applied();
         let reached = applied.wait_for(|_| published.load().state.table.revision() >= revision);
         let _ = tokio::time::timeout(PATIENCE, reached).await;
-        let table = published.load().state.table.clone();
-        let now = (table.epoch(), table.revision()) == (epoch, revision);
+        let state = published.load().state.clone();
+        let now = (state.table.epoch(), state.table.revision()) == (epoch, revision);
         let digest = match now {
-            true => Some(table.digest()),
+            true => Some(state.digest()),
             false => published.digest_at(epoch, revision),
         };
         Ok(Response::new(proto::CompareResponse {

@@ -3,10 +3,12 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _};
-use holdfast_table::{Command, Entry, Epoch, HubEpoch, HubId, Namespace, Revision, RouteSpec, Written};
+use holdfast_table::{
+    Command, Entry, Epoch, Holds, HubEpoch, HubId, Namespace, Revision, RouteSpec, Settlement, Written,
+};
 use holdfast_wire::errors::{self, Reason};
 use holdfast_wire::proto;
 use holdfast_wire::proto::command::Command as Content;
@@ -22,6 +24,7 @@ use super::{Context, hint, hinted, patience};
 use crate::consensus::network::{MESSAGE_BYTES_MAX, raft_client};
 use crate::consensus::{Consensus, ProposeError};
 use crate::feed::ProxyProgress;
+use crate::storage::snapshot::route_out;
 
 const WAIT_FOR_PROXIES_MAX: Duration = Duration::from_secs(10);
 /// Between two looks for a leader, at least and at most.
@@ -51,7 +54,7 @@ impl Routes for RoutesService {
             retry: false,
             ..request
         };
-        let entry = entry(Content::Write(write));
+        let entry = consensus.stamped(Content::Write(write));
         let propose = || async {
             match consensus.propose(&command, &entry, retry, deadline).await {
                 Ok(written) => Ok(self.answer(&consensus, wait_for_proxies_ms, written).await),
@@ -84,7 +87,7 @@ impl Routes for RoutesService {
         let (deadline, forwarded) = terms(&request, Instant::now());
         let request = request.into_inner();
         <(Namespace, HubId)>::try_from(&request).map_err(errors::invalid)?;
-        let entry = entry(Content::OpenHub(request.clone()));
+        let entry = consensus.stamped(Content::OpenHub(request.clone()));
         let propose = || async {
             let opened = consensus.open_hub(&entry, deadline).await;
             opened.map(|HubEpoch(hub_epoch)| proto::OpenHubResponse { hub_epoch })
@@ -92,6 +95,31 @@ impl Routes for RoutesService {
         let forward = |mut leader: Leader| {
             let request = leader.request(request.clone(), deadline);
             async move { leader.client.open_hub(request).await }
+        };
+        let answer = self.decide(&consensus, deadline, forwarded, propose, forward).await;
+        respond(answer, &consensus)
+    }
+
+    async fn settle_held(
+        &self,
+        request: Request<proto::SettleHeldRequest>,
+    ) -> Result<Response<proto::SettleHeldResponse>, Status> {
+        let consensus = self.0.member()?;
+        let (deadline, forwarded) = terms(&request, Instant::now());
+        let request = request.into_inner();
+        <(Settlement, Vec<(RouteSpec, Revision)>)>::try_from(&request).map_err(errors::invalid)?;
+        let _held = self.0.admission.take(request.encoded_len())?;
+        let entry = consensus.stamped(Content::SettleHeld(request.clone()));
+        let propose = || async {
+            let ended = consensus.end_holds(&entry, deadline).await;
+            ended.map(|(settled, revision)| proto::SettleHeldResponse {
+                revision: revision.0,
+                settled: settled as u64,
+            })
+        };
+        let forward = |mut leader: Leader| {
+            let request = leader.request(request.clone(), deadline);
+            async move { leader.client.settle_held(request).await }
         };
         let answer = self.decide(&consensus, deadline, forwarded, propose, forward).await;
         respond(answer, &consensus)
@@ -107,7 +135,7 @@ impl Routes for RoutesService {
             .map_err(|error| no_leader(&consensus, &error.to_string()))?;
         let table = &position.state.table;
         let mut response = Response::new(proto::GetResponse {
-            route: table.get(spec.key()).map(|entry| entry.as_ref().into()),
+            route: position.state.shown(spec.key()).map(|entry| entry.as_ref().into()),
             revision: table.revision().0,
             epoch: table.epoch().0,
         });
@@ -129,12 +157,13 @@ impl Routes for RoutesService {
             .read(deadline)
             .await
             .map_err(|error| no_leader(&consensus, &error.to_string()))?;
-        let table = &position.state.table;
+        let (table, holds) = (&position.state.table, &position.state.holds);
         let mut entries = table.sorted();
         entries.retain(|entry| {
-            namespace
-                .as_ref()
-                .is_none_or(|namespace| entry.route.namespace == *namespace)
+            holds.contains(entry.route.spec.key()) == request.held
+                && namespace
+                    .as_ref()
+                    .is_none_or(|namespace| entry.route.namespace == *namespace)
                 && entry.route.spec.as_str().starts_with(&request.prefix)
         });
         let head = proto::ListResponse {
@@ -146,6 +175,7 @@ impl Routes for RoutesService {
         };
         let pages = Pages {
             head,
+            holds: holds.clone(),
             entries: entries.into_iter(),
             first: true,
         };
@@ -247,6 +277,7 @@ impl RoutesService {
             revision: written.revision.0,
             epoch,
             changed: written.changed,
+            held: u32::try_from(written.held).unwrap_or(u32::MAX),
             proxies_live: progress.live,
             proxies_synced: progress.synced,
             proxies_lagging: progress.lagging,
@@ -361,17 +392,9 @@ fn no_leader(consensus: &Consensus, message: &str) -> Status {
     hinted(Reason::NoLeader.status(message), consensus)
 }
 
-/// What goes into the log. The one place that reads a clock for it: the leader's time goes into the entry.
-fn entry(content: Content) -> proto::Command {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    proto::Command {
-        command: Some(content),
-        time_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
-    }
-}
-
 struct Pages {
     head: proto::ListResponse,
+    holds: Holds,
     entries: std::vec::IntoIter<Arc<Entry>>,
     first: bool,
 }
@@ -385,7 +408,7 @@ impl Iterator for Pages {
         while bytes < PAGE_BYTES
             && let Some(entry) = self.entries.next()
         {
-            let route = proto::Route::from(entry.as_ref());
+            let route = route_out(&entry, &self.holds);
             bytes += route.encoded_len();
             page.routes.push(route);
         }

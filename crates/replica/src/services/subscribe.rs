@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use holdfast_table::{Epoch, Revision};
+use holdfast_table::{Epoch, Revision, RouteSpec};
 use holdfast_wire::errors::Reason;
 use holdfast_wire::proto;
 use proto::hello::Mode;
@@ -31,6 +31,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a subscriber that is ahead of this replica is made to wait before it is sent elsewhere.
 const BEHIND_PATIENCE: Duration = Duration::from_secs(2);
 const BOOKMARK_EVERY: Duration = Duration::from_secs(1);
+/// What it may take to let go of a held route whose target is gone; the next request says so again.
+const LET_GO_TIMEOUT: Duration = Duration::from_secs(5);
 /// A change of so few routes is sent as a delta, however small the table is.
 const SMALL: usize = 1_000;
 const GO_AWAY_SPREAD_MS: u32 = 100;
@@ -99,10 +101,40 @@ async fn listen(
             })) => {
                 registration.acknowledge(Revision(ack.revision), ack.digest);
             }
+            Ok(Some(proto::SubscribeRequest {
+                frame: Some(proto::subscribe_request::Frame::TargetRefused(version)),
+            })) => target_refused(&context, version),
             Ok(Some(_)) => {}
             Ok(None) | Err(_) => return,
         }
     }
+}
+
+/// Whom nobody serves any more, nobody needs to hold.
+fn target_refused(context: &Arc<Context>, version: proto::RouteRevision) {
+    let (Ok(consensus), Ok(spec)) = (context.member(), RouteSpec::parse(&version.routespec)) else {
+        return;
+    };
+    let position = consensus.published().load();
+    let state = &position.state;
+    let held = state.table.get(spec.key()).filter(|_| state.holds.contains(spec.key()));
+    if held.is_none_or(|entry| entry.modified.0 != version.mod_revision) {
+        return;
+    }
+    let routes = RoutesService(context.clone());
+    let mut request = Request::new(proto::SettleHeldRequest {
+        settlement: proto::settle_held_request::Settlement::Confirm.into(),
+        routes: vec![version],
+    });
+    request.set_timeout(LET_GO_TIMEOUT);
+    context.streams.spawn(async move {
+        match routes.settle_held(request).await {
+            Ok(_) => {
+                tracing::info!(routespec = %spec, "a held route's target refuses connections; the route is deleted")
+            }
+            Err(error) => tracing::debug!(routespec = %spec, %error, "a held route with a dead target stays"),
+        }
+    });
 }
 
 /// One subscriber's frames. Asked for the next one only when the connection takes one, by the task that serves the

@@ -124,6 +124,7 @@ fn config(at: usize, replicas: usize) -> ReplicaConfig {
             heartbeat: ClusterConfig::HEARTBEAT,
             election_timeout: None,
             auto_replace: true,
+            hold: Some(HOLD),
         },
         name: name(at),
         data_dir: name(at).into(),

@@ -26,6 +26,7 @@ pub enum Row {
     Route,
     Tombstone,
     Session,
+    Loss,
 }
 
 impl Row {
@@ -34,13 +35,14 @@ impl Row {
             Row::Route => b'r',
             Row::Tombstone => b't',
             Row::Session => b's',
+            Row::Loss => b'l',
         }
     }
 
     /// Reads the key of a row: its generation and kind.
     pub fn parse(key: &[u8]) -> Option<(u32, Row)> {
         let (generation, rest) = key.split_first_chunk::<4>()?;
-        let row = [Row::Route, Row::Tombstone, Row::Session]
+        let row = [Row::Route, Row::Tombstone, Row::Session, Row::Loss]
             .into_iter()
             .find(|row| rest.first() == Some(&row.tag()))?;
         Some((u32::from_be_bytes(*generation), row))
@@ -65,4 +67,8 @@ pub fn tombstone(generation: u32, key: &RouteKey) -> Vec<u8> {
 
 pub fn session(generation: u32, id: &SessionId) -> Vec<u8> {
     row(generation, Row::Session, id)
+}
+
+pub fn loss(generation: u32, key: &RouteKey) -> Vec<u8> {
+    row(generation, Row::Loss, key.as_str().as_bytes())
 }

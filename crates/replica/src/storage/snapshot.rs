@@ -5,8 +5,8 @@ use std::io;
 use holdfast_table::history::History;
 use holdfast_table::sessions::{Session, SessionId, Sessions};
 use holdfast_table::{
-    Digest, Entry, Epoch, Hub, HubEpoch, HubId, Hubs, Lineage, Namespace, Rejection, Revision, RouteSpec, State, Table,
-    Written,
+    Digest, Entry, Epoch, Hold, Holds, Hub, HubEpoch, HubId, Hubs, Lineage, Loss, Namespace, Rejection, Revision,
+    RouteKey, RouteSpec, State, Table, Written,
 };
 use holdfast_wire::errors::Reason;
 use holdfast_wire::proto;
@@ -33,6 +33,7 @@ pub fn header(state: &State) -> proto::StateHeader {
         hubs: state.hubs.iter().map(hub_out).collect(),
         lineage: state.lineage.to_vec(),
         node_id_max: state.node_id_max,
+        holds_digest: state.holds.digest().to_bytes().to_vec().into(),
     }
 }
 
@@ -41,6 +42,8 @@ pub fn encode(state: &State) -> impl Iterator<Item = io::Result<proto::SnapshotP
     let header = header(state);
     let state = state.clone();
     let routes: Vec<_> = state.table.iter().cloned().collect();
+    let holds = state.holds.clone();
+    let losses: Vec<_> = state.holds.losses().iter().map(loss_out).collect();
     let tombstones: Vec<_> = state
         .history
         .tombstones()
@@ -53,9 +56,10 @@ pub fn encode(state: &State) -> impl Iterator<Item = io::Result<proto::SnapshotP
         .collect();
     let rows = routes
         .into_iter()
-        .map(|entry| Row::Route(entry.as_ref().into()))
+        .map(move |entry| Row::Route(route_out(&entry, &holds)))
         .chain(tombstones.into_iter().map(Row::Tombstone))
-        .chain(sessions.into_iter().map(Row::Session));
+        .chain(sessions.into_iter().map(Row::Session))
+        .chain(losses.into_iter().map(Row::Loss));
     Chunks {
         rows: rows.peekable(),
         header: Some(header),
@@ -67,6 +71,7 @@ enum Row {
     Route(proto::Route),
     Tombstone(proto::Tombstone),
     Session(proto::Session),
+    Loss(proto::Loss),
 }
 
 struct Chunks<I: Iterator<Item = Row>> {
@@ -103,6 +108,10 @@ impl<I: Iterator<Item = Row>> Iterator for Chunks<I> {
                     bytes += session.encoded_len();
                     chunk.sessions.push(session);
                 }
+                Row::Loss(loss) => {
+                    bytes += loss.encoded_len();
+                    chunk.losses.push(loss);
+                }
             }
         }
         self.done = self.rows.peek().is_none();
@@ -127,9 +136,22 @@ pub struct Decoder {
 /// What a state is made of.
 #[derive(Default)]
 pub struct Rows {
-    pub entries: Vec<Entry>,
+    entries: Vec<Entry>,
+    holds: Vec<(RouteKey, Hold)>,
     pub tombstones: Vec<(RouteSpec, Revision)>,
     pub sessions: Vec<(SessionId, Session)>,
+    pub losses: Vec<Loss>,
+}
+
+impl Rows {
+    /// Takes in a route, with its hold if it is held.
+    pub fn push_route(&mut self, route: &proto::Route) -> io::Result<()> {
+        let entry = Entry::try_from(route).map_err(|error| corrupt(error.to_string()))?;
+        let hold = route.hold.map(|hold| (entry.route.spec.key().clone(), hold.into()));
+        self.holds.extend(hold);
+        self.entries.push(entry);
+        Ok(())
+    }
 }
 
 impl Decoder {
@@ -152,15 +174,16 @@ impl Decoder {
             _ => return Err(corrupt("a snapshot without its first chunk, or with two")),
         }
         for route in &chunk.routes {
-            self.rows
-                .entries
-                .push(route.try_into().map_err(|error| corrupt(format!("{error}")))?);
+            self.rows.push_route(route)?;
         }
         for tombstone in chunk.tombstones {
             self.rows.tombstones.push(tombstone_in(&tombstone)?);
         }
         for session in chunk.sessions {
             self.rows.sessions.push(session_in(session)?);
+        }
+        for loss in &chunk.losses {
+            self.rows.losses.push(loss_in(loss)?);
         }
         self.complete = part.last;
         Ok(())
@@ -193,6 +216,15 @@ pub fn assemble(header: &proto::StateHeader, rows: Rows) -> io::Result<State> {
             header.routes
         )));
     }
+    let holds = Holds::new(&table, rows.holds, rows.losses);
+    let held = Digest::from_bytes(&header.holds_digest).unwrap_or_default();
+    if holds.digest() != held {
+        return Err(corrupt(format!(
+            "{} holds with digest {} where the header says {held}",
+            holds.len(),
+            holds.digest()
+        )));
+    }
     let horizon = Revision(header.horizon);
     let history = History::new(&table, rows.tombstones, horizon);
     let mut sessions = Sessions::default();
@@ -202,6 +234,7 @@ pub fn assemble(header: &proto::StateHeader, rows: Rows) -> io::Result<State> {
     let hubs = header.hubs.iter().map(hub_in).collect::<io::Result<Vec<_>>>()?;
     Ok(State {
         table,
+        holds,
         history,
         sessions,
         hubs: Hubs::new(hubs),
@@ -230,6 +263,31 @@ fn hub_in(hub: &proto::Hub) -> io::Result<(Namespace, Hub)> {
     Ok((namespace, hub))
 }
 
+pub fn route_out(entry: &Entry, holds: &Holds) -> proto::Route {
+    proto::Route {
+        hold: holds.get(entry.route.spec.key()).map(|hold| (*hold).into()),
+        ..entry.into()
+    }
+}
+
+pub fn loss_out(loss: &Loss) -> proto::Loss {
+    proto::Loss {
+        routespec: loss.spec.as_str().to_owned(),
+        namespace: loss.namespace.as_str().to_owned(),
+        time_ms: loss.time_ms,
+    }
+}
+
+pub fn loss_in(loss: &proto::Loss) -> io::Result<Loss> {
+    let spec = RouteSpec::parse(&loss.routespec);
+    let namespace = Namespace::parse(&loss.namespace);
+    Ok(Loss {
+        spec: spec.map_err(|error| corrupt(error.to_string()))?,
+        namespace: namespace.map_err(|error| corrupt(error.to_string()))?,
+        time_ms: loss.time_ms,
+    })
+}
+
 pub fn tombstone_out(routespec: &str, revision: Revision) -> proto::Tombstone {
     proto::Tombstone {
         routespec: routespec.to_owned(),
@@ -247,6 +305,7 @@ pub fn session_out(id: &SessionId, session: &Session) -> proto::Session {
         Ok(written) => proto::SessionOutcome {
             revision: written.revision.0,
             changed: written.changed,
+            held: u32::try_from(written.held).unwrap_or(u32::MAX),
             ..Default::default()
         },
         Err(rejection) => proto::SessionOutcome {
@@ -270,6 +329,7 @@ pub fn session_in(session: proto::Session) -> io::Result<(SessionId, Session)> {
         "" => Ok(Written {
             revision: Revision(outcome.revision),
             changed: outcome.changed,
+            held: usize::try_from(outcome.held).unwrap_or(usize::MAX),
         }),
         reason => Err(Rejection::Remembered {
             reason: reason.to_owned(),
@@ -289,7 +349,7 @@ pub fn session_in(session: proto::Session) -> io::Result<(SessionId, Session)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use holdfast_table::{Batch, Command, Route};
+    use holdfast_table::{Batch, Change, Command, HoldPolicy, Route, Stamp};
 
     fn state(routes: usize) -> State {
         let mut state = State::default();
@@ -300,6 +360,7 @@ mod tests {
             let session = Some(([(n % 7) as u8; 16], n as u64 / 7 + 1));
             state.apply(
                 n as u64,
+                &Stamp::default(),
                 &Command {
                     batch: Batch::put(route),
                     session,
@@ -310,6 +371,7 @@ mod tests {
             let spec = RouteSpec::parse(&format!("/user/{n}/")).unwrap();
             state.apply(
                 10_000,
+                &Stamp::default(),
                 &Command {
                     batch: Batch::delete(Namespace::default(), spec),
                     session: None,
@@ -317,6 +379,55 @@ mod tests {
             );
         }
         state
+    }
+
+    /// Every third route of `routes` is deleted again, which is held.
+    fn with_holds(routes: usize) -> State {
+        let mut state = state(0);
+        let stamp = Stamp {
+            time_ms: 1_000,
+            policy: Some(HoldPolicy::DEFAULT),
+        };
+        let mut write = |changes: Vec<Change>| {
+            let batch = Batch::new(Namespace::default(), changes, vec![]).unwrap();
+            let command = Command { batch, session: None };
+            state.apply(20_000, &stamp, &command).result.unwrap()
+        };
+        let route = |n: usize| {
+            let target = format!("http://10.0.{}.{}:8888", n / 250, n % 250);
+            Route::parse(&format!("/held/{n}%2F/"), &target, "", "").unwrap()
+        };
+        write((0..routes).map(|n| Change::Put(route(n))).collect());
+        let deletes = (0..routes).step_by(3).map(|n| Change::Delete(route(n).spec));
+        assert_eq!(write(deletes.collect()).held, routes.div_ceil(3));
+        state
+    }
+
+    fn over_the_wire(state: &State) -> State {
+        let mut decoder = Decoder::default();
+        for part in encode(state) {
+            decoder.push(&part.unwrap()).unwrap();
+        }
+        decoder.finish().unwrap()
+    }
+
+    #[test]
+    fn holds_and_losses_survive_a_snapshot_and_a_missing_hold_is_found() {
+        let state = with_holds(300);
+        let copy = over_the_wire(&state);
+        assert_eq!((copy.digest(), copy.holds.len()), (state.digest(), 100));
+        let losses = |state: &State| state.holds.losses().iter().cloned().collect::<Vec<_>>();
+        assert_eq!(losses(&copy).len(), 100);
+        assert!(losses(&state).iter().all(|loss| losses(&copy).contains(loss)));
+
+        for missing in [0, 1] {
+            let mut rows = Rows::default();
+            for entry in state.table.iter() {
+                rows.push_route(&route_out(entry, &state.holds)).unwrap();
+            }
+            rows.holds.drain(..missing);
+            assert_eq!(assemble(&header(&state), rows).is_ok(), missing == 0);
+        }
     }
 
     #[test]

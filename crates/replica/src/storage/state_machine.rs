@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
-use holdfast_table::{Command, Digest, Epoch, HubId, Namespace, Outcome, Revision, State, Table};
+use holdfast_table::sessions::SessionId;
+use holdfast_table::{
+    Command, Digest, Epoch, HubId, Namespace, Outcome, Revision, RouteSpec, Settlement, Stamp, State,
+};
 use holdfast_wire::convert::{ConvertError, known_command};
 use holdfast_wire::proto;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
@@ -107,7 +110,7 @@ impl Current {
     }
 }
 
-/// The digests of the newest revisions.
+/// The digests of the newest revisions: of the table, and of what is held in it.
 #[derive(Default)]
 struct Digests(VecDeque<(Epoch, Revision, Digest)>);
 
@@ -115,8 +118,9 @@ impl Digests {
     /// Enough for the slowest answer to a comparison under the fastest writes.
     const MAX: usize = 65_536;
 
-    fn note(&mut self, table: &Table) {
-        self.0.push_back((table.epoch(), table.revision(), table.digest()));
+    fn note(&mut self, state: &State) {
+        let table = &state.table;
+        self.0.push_back((table.epoch(), table.revision(), state.digest()));
         if self.0.len() > Self::MAX {
             self.0.pop_front();
         }
@@ -141,7 +145,7 @@ impl Published {
         self.applied.clone()
     }
 
-    /// The digest that the table had at a revision; `None` if that is too long ago, or has not been.
+    /// The digest that the table and its holds had at a revision; `None` if that is too long ago, or has not been.
     pub fn digest_at(&self, epoch: Epoch, revision: Revision) -> Option<Digest> {
         self.digests.lock().expect("nobody panics with it").at(epoch, revision)
     }
@@ -203,8 +207,8 @@ impl StateMachine {
         self.current.load().state.clone()
     }
 
-    fn note_digest(&self, table: &Table) {
-        self.digests.lock().expect("nobody panics with it").note(table);
+    fn note_digest(&self, state: &State) {
+        self.digests.lock().expect("nobody panics with it").note(state);
     }
 
     fn publish(&self, applied: Option<LogId>) {
@@ -235,15 +239,21 @@ impl StateMachine {
 
     fn apply_content(&self, state: &mut State, batch: &mut Batch, index: u64, content: Content) -> Answer {
         match content {
-            Content::Write(command) => {
+            Content::Write(stamp, command) => {
                 #[cfg(test)]
                 let command = planted::as_if_new(state, command);
-                let outcome = state.apply(index, &command);
-                if outcome.delta.is_some() {
-                    self.note_digest(&state.table);
-                }
-                self.mirror(batch, state, &command, &outcome);
+                let outcome = state.apply(index, &stamp, &command);
+                let session = command.session.map(|(id, _)| id);
+                self.mirror(batch, state, session, &outcome);
                 Answer::Write(outcome.result)
+            }
+            Content::Settle(settlement, routes) => {
+                let outcome = state.settle(settlement, &routes);
+                self.settled(batch, state, &outcome)
+            }
+            Content::Expire(stamp) => {
+                let outcome = state.expire(&stamp);
+                self.settled(batch, state, &outcome)
             }
             // Its rows are in the header, which is written with the position.
             Content::OpenHub(namespace, hub) => {
@@ -254,9 +264,18 @@ impl StateMachine {
         }
     }
 
-    fn mirror(&self, batch: &mut Batch, state: &State, command: &Command, outcome: &Outcome) {
+    fn settled(&self, batch: &mut Batch, state: &State, outcome: &Outcome) -> Answer {
+        self.mirror(batch, state, None, outcome);
+        let gone = outcome.delta.as_ref().map_or(0, |delta| delta.deletes.len());
+        Answer::Settled(gone + outcome.marked.len(), state.table.revision())
+    }
+
+    fn mirror(&self, batch: &mut Batch, state: &State, session: Option<SessionId>, outcome: &Outcome) {
         let family = Family::Table;
         let generation = self.generation;
+        if outcome.delta.is_some() {
+            self.note_digest(state);
+        }
         if let Some(delta) = &outcome.delta {
             for entry in &delta.puts {
                 let key = entry.route.spec.key();
@@ -272,13 +291,26 @@ impl StateMachine {
                 batch.put(family, keys::tombstone(generation, spec.key()), row.encode_to_vec());
             }
         }
+        for key in &outcome.marked {
+            if let Some(entry) = state.table.get(key) {
+                let row = snapshot::route_out(entry, &state.holds);
+                batch.put(family, keys::route(generation, key), row.encode_to_vec());
+            }
+        }
+        for key in &outcome.losses {
+            let row = keys::loss(generation, key);
+            match state.holds.losses().get(key) {
+                Some(loss) => batch.put(family, row, snapshot::loss_out(loss).encode_to_vec()),
+                None => batch.delete(family, row),
+            }
+        }
         for key in &outcome.forgotten.tombstones {
             batch.delete(family, keys::tombstone(generation, key));
         }
         for id in &outcome.forgotten.sessions {
             batch.delete(family, keys::session(generation, id));
         }
-        if let Some((id, _)) = &command.session
+        if let Some(id) = &session
             && let Some(session) = state.sessions.get(id)
         {
             batch.put(
@@ -301,7 +333,13 @@ impl StateMachine {
         let routes = state.table.iter().map(|entry| {
             (
                 keys::route(generation, entry.route.spec.key()),
-                proto::Route::from(entry.as_ref()).encode_to_vec(),
+                snapshot::route_out(entry, &state.holds).encode_to_vec(),
+            )
+        });
+        let losses = state.holds.losses().iter().map(|loss| {
+            (
+                keys::loss(generation, loss.spec.key()),
+                snapshot::loss_out(loss).encode_to_vec(),
             )
         });
         let tombstones = state.history.tombstones().map(|(spec, revision)| {
@@ -320,7 +358,7 @@ impl StateMachine {
             self.write_position(&mut batch, &position, generation);
             disk.write(std::mem::take(&mut batch))?;
         }
-        for (key, value) in routes.chain(tombstones).chain(sessions) {
+        for (key, value) in routes.chain(tombstones).chain(sessions).chain(losses) {
             batch.put(family, key, value);
             if batch.len() >= INSTALL_ROWS {
                 disk.write(std::mem::take(&mut batch))?;
@@ -347,8 +385,10 @@ impl StateMachine {
 
 /// What a command asks for.
 enum Content {
-    Write(Command),
+    Write(Stamp, Command),
     OpenHub(Namespace, HubId),
+    Settle(Settlement, Vec<(RouteSpec, Revision)>),
+    Expire(Stamp),
 }
 
 /// The commands of a log entry, in their order.
@@ -363,12 +403,21 @@ fn content(command: Bytes) -> Result<Content, String> {
     use proto::command::Command as In;
     let unread = |error: ConvertError| error.to_string();
     let command = proto::Command::decode(command).map_err(|error| error.to_string())?;
+    let stamp = Stamp::from(&command);
     match command.command.ok_or("no command in it")? {
-        In::Write(write) => known_command(&write).map(Content::Write).map_err(unread),
+        In::Write(write) => {
+            let command = known_command(&write).map_err(unread)?;
+            Ok(Content::Write(stamp, command))
+        }
         In::OpenHub(open) => {
             let (namespace, hub) = (&open).try_into().map_err(unread)?;
             Ok(Content::OpenHub(namespace, hub))
         }
+        In::SettleHeld(settle) => {
+            let (settlement, routes) = (&settle).try_into().map_err(unread)?;
+            Ok(Content::Settle(settlement, routes))
+        }
+        In::ExpireHeld(proto::ExpireHeld {}) => Ok(Content::Expire(stamp)),
     }
 }
 
@@ -376,8 +425,10 @@ fn content(command: Bytes) -> Result<Content, String> {
 pub fn replay(state: &mut State, index: u64, proposal: &Proposal) -> io::Result<()> {
     for content in contents(index, proposal)? {
         match content {
-            Content::Write(command) => drop(state.apply(index, &command)),
+            Content::Write(stamp, command) => drop(state.apply(index, &stamp, &command)),
             Content::OpenHub(namespace, hub) => drop(state.open_hub(&namespace, hub)),
+            Content::Settle(settlement, routes) => drop(state.settle(settlement, &routes)),
+            Content::Expire(stamp) => drop(state.expire(&stamp)),
         }
     }
     Ok(())
@@ -417,10 +468,10 @@ fn load(store: &Store) -> io::Result<Loaded> {
         }
         let decode = |error: prost::DecodeError| corrupt(error.to_string());
         match kind {
-            keys::Row::Route => {
-                let route = proto::Route::decode(&value[..]).map_err(decode)?;
-                rows.entries
-                    .push((&route).try_into().map_err(|error| corrupt(format!("{error}")))?);
+            keys::Row::Route => rows.push_route(&proto::Route::decode(&value[..]).map_err(decode)?)?,
+            keys::Row::Loss => {
+                let loss = proto::Loss::decode(&value[..]).map_err(decode)?;
+                rows.losses.push(snapshot::loss_in(&loss)?);
             }
             keys::Row::Tombstone => {
                 rows.tombstones.push(snapshot::tombstone_in(
@@ -522,7 +573,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         position.join(meta.last_membership.clone());
         beside(|| self.install(position))?;
         let position = self.current.load();
-        self.note_digest(&position.state.table);
+        self.note_digest(&position.state);
         self.publish(position.applied);
         Ok(())
     }

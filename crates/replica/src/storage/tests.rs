@@ -54,7 +54,7 @@ fn entry(index: u64, spec: &str) -> Entry {
     };
     let message = proto::Command {
         command: Some(Content::Write((&command).into())),
-        time_ms: 0,
+        ..Default::default()
     };
     Entry {
         log_id: log_id(index),
@@ -112,7 +112,7 @@ async fn a_read_is_bounded_but_never_empty() {
         let batch = Batch::new(Default::default(), changes, vec![]).unwrap();
         let message = proto::Command {
             command: Some(Content::Write((&Command { batch, session: None }).into())),
-            time_ms: 0,
+            ..Default::default()
         };
         Entry {
             log_id: log_id(index),

@@ -112,7 +112,11 @@ fn losses_add_up_within_the_window_and_a_route_that_is_back_is_none() {
         assert_eq!(held(&write(&mut state, n as u64, deletes(n..n + 1))), 0);
     }
     assert_eq!(held(&write(&mut state.clone(), 50_000, deletes(10..11))), 1);
-    assert_eq!(held(&write(&mut state.clone(), 60_000, deletes(10..11))), 0, "the first is too long ago");
+    assert_eq!(
+        held(&write(&mut state.clone(), 60_000, deletes(10..11))),
+        0,
+        "the first is too long ago"
+    );
     write(&mut state, 20, Batch::put(route(0)));
     assert_eq!(held(&write(&mut state, 50_000, deletes(10..11))), 0);
     assert_eq!(held(&write(&mut state, 50_000, deletes(11..12))), 1);
@@ -125,7 +129,11 @@ fn whoever_says_how_many_it_deletes_may_but_no_more() {
     let mut state = with(1_000);
     assert_eq!(held(&write(&mut state, 1, deletes(0..400).expecting(400))), 0);
     assert_eq!(state.holds.losses().count(&Namespace::default()), 0);
-    assert_eq!(held(&write(&mut state, 1, deletes(400..410))), 0, "what was expected counts for nothing");
+    assert_eq!(
+        held(&write(&mut state, 1, deletes(400..410))),
+        0,
+        "what was expected counts for nothing"
+    );
     let too_many = deletes(410..1_000).expecting(500);
     assert_eq!(held(&write(&mut state, 1, too_many)), 590);
 }
@@ -149,12 +157,11 @@ fn a_namespace_is_judged_by_its_own_routes() {
         namespace: other.clone(),
         ..route(1_000 + n)
     };
-    let puts = (0..12).map(|n| Change::Put(theirs(n))).collect();
-    write(&mut state, 1, Batch::new(other.clone(), puts, vec![]).unwrap());
-    let deletes = (0..12).map(|n| Change::Delete(theirs(n).spec)).collect();
-    let batch = Batch::new(other.clone(), deletes, vec![]).unwrap();
-    assert_eq!(held(&write(&mut state, 2, batch)), 12, "few of all, and all of its own");
-    assert_eq!(held(&write(&mut state, 3, super::tests::deletes(0..20))), 0);
+    let batch = |changes: Vec<Change>| Batch::new(other.clone(), changes, vec![]).unwrap();
+    write(&mut state, 1, batch((0..12).map(|n| Change::Put(theirs(n))).collect()));
+    let all = batch((0..12).map(|n| Change::Delete(theirs(n).spec)).collect());
+    assert_eq!(held(&write(&mut state, 2, all)), 12, "few of all, and all of its own");
+    assert_eq!(held(&write(&mut state, 3, deletes(0..20))), 0);
 }
 
 #[test]
@@ -167,12 +174,18 @@ fn to_writers_a_held_route_is_not_there_and_a_put_ends_its_hold() {
         Batch::new(Namespace::default(), vec![Change::Put(route(3))], vec![precondition]).unwrap()
     };
     let refused = write(&mut state, 2, expecting(Revision(1))).result;
-    assert!(matches!(refused, Err(Rejection::RouteRevision { found: Revision(0), .. })));
+    assert!(matches!(
+        refused,
+        Err(Rejection::RouteRevision { found: Revision(0), .. })
+    ));
     // The very same route as before is a new version: the hub that put it does not know of the old one.
     let outcome = write(&mut state, 2, expecting(Revision(0)));
     assert_eq!(outcome.result.unwrap().revision, revision.next());
     let entry = state.table.get(spec(3).key()).unwrap();
-    assert_eq!((entry.modified, state.holds.contains(spec(3).key())), (revision.next(), false));
+    assert_eq!(
+        (entry.modified, state.holds.contains(spec(3).key())),
+        (revision.next(), false)
+    );
     assert_eq!(state.holds.len(), 19);
 
     // And anybody may take the place.
@@ -198,10 +211,19 @@ fn a_held_route_goes_when_its_target_is_given_to_another() {
     assert_eq!((state.holds.len(), state.table.len()), (19, 20));
     // Spelled otherwise it is the same server.
     let respelled = Route::parse("/user/101/", "https://10.0.0.1:1008/?x=1", "", "").unwrap();
-    assert_eq!(write(&mut state, 3, Batch::put(respelled)).delta.unwrap().deletes, [spec(8)]);
+    assert_eq!(
+        write(&mut state, 3, Batch::put(respelled)).delta.unwrap().deletes,
+        [spec(8)]
+    );
     // The user's own new server is none.
     let moved = Route::parse("/user/9/", "http://10.9.9.9:1", "", "").unwrap();
-    assert!(write(&mut state, 4, Batch::put(moved)).delta.unwrap().deletes.is_empty());
+    assert!(
+        write(&mut state, 4, Batch::put(moved))
+            .delta
+            .unwrap()
+            .deletes
+            .is_empty()
+    );
     assert_eq!(state.holds.len(), 17);
 }
 
@@ -261,8 +283,22 @@ fn a_hold_ends_by_itself() {
     let outcome = state.expire(&at(600_001));
     assert_eq!(outcome.delta.unwrap().deletes.len(), 12);
     assert_eq!((state.holds.len(), state.table.len()), (2, 8));
-    assert_eq!(state.expire(&Stamp { time_ms: u64::MAX, policy: None }).delta.unwrap().deletes.len(), 2);
-    assert_eq!((state.holds.first_end_ms(), state.holds.digest()), (None, Digest::default()));
+    assert_eq!(
+        state
+            .expire(&Stamp {
+                time_ms: u64::MAX,
+                policy: None
+            })
+            .delta
+            .unwrap()
+            .deletes
+            .len(),
+        2
+    );
+    assert_eq!(
+        (state.holds.first_end_ms(), state.holds.digest()),
+        (None, Digest::default())
+    );
     assert_eq!(state.digest(), state.table.digest());
 }
 
@@ -272,15 +308,19 @@ fn holds_are_part_of_the_digest_and_come_back_from_their_rows() {
     write(&mut state, 1, deletes(0..12));
     assert_ne!(state.digest(), state.table.digest());
     let rows = state.holds.iter().map(|(key, hold)| (key.clone(), *hold));
-    let losses = state.holds.losses().iter().map(|(key, loss)| (key.clone(), loss.clone()));
-    let copy = Holds::new(&state.table, rows.collect::<Vec<_>>(), losses.collect::<Vec<_>>());
+    let losses = state.holds.losses().iter().cloned();
+    let copy = Holds::new(&state.table, rows, losses);
     assert_eq!((copy.digest(), copy.len()), (state.holds.digest(), 12));
     assert_eq!(copy.losses().count(&Namespace::default()), 12);
     let hold = Hold {
         since_ms: 1,
         until_ms: 2,
     };
-    let other = Holds::new(&state.table, [(spec(0).key().clone(), hold), (spec(99).key().clone(), hold)], []);
+    let other = Holds::new(
+        &state.table,
+        [(spec(0).key().clone(), hold), (spec(99).key().clone(), hold)],
+        [],
+    );
     assert_eq!(other.len(), 1, "what is not in the table is not held");
     assert_ne!(other.digest(), copy.digest());
 }

@@ -164,7 +164,12 @@ fn a_fenced_hub_changes_nothing_more() {
     let namespace = Namespace::default();
     let old = state.open_hub(&namespace, [1; 16]).unwrap();
     let write = |batch: Batch| Command { batch, session: None };
-    assert!(state.apply(1, &STAMP, &write(put("/user/a/", 1).by_hub(old))).result.is_ok());
+    assert!(
+        state
+            .apply(1, &STAMP, &write(put("/user/a/", 1).by_hub(old)))
+            .result
+            .is_ok()
+    );
     let new = state.open_hub(&namespace, [2; 16]).unwrap();
     let late = write(delete("/user/a/").by_hub(old));
     assert!(matches!(
@@ -174,7 +179,12 @@ fn a_fenced_hub_changes_nothing_more() {
     let refused = state.apply(3, &STAMP, &late);
     assert!(matches!(refused.result, Err(Rejection::Fenced { .. })));
     assert_eq!((refused.delta, state.table.len()), (None, 1));
-    assert!(state.apply(4, &STAMP, &write(delete("/user/a/").by_hub(new))).result.is_ok());
+    assert!(
+        state
+            .apply(4, &STAMP, &write(delete("/user/a/").by_hub(new)))
+            .result
+            .is_ok()
+    );
     let operator = state.apply(5, &STAMP, &write(put("/user/b/", 1)));
     assert!(operator.result.is_ok(), "whoever is no hub is not fenced");
 }

@@ -3,14 +3,14 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use holdfast_table::RouteSpec;
+use holdfast_table::{Batch, RouteSpec};
 
 use super::{write_failed, writer, written};
 use crate::commands::{ClientArgs, block_on, one_namespace};
 use crate::config::{Settings, parse};
 use crate::output::Format;
 
-/// Removes a route. One that is not there is a success, and nothing changes.
+/// Removes a route. One that is not there is a success, and nothing changes. It is meant to go, so it is never held.
 #[derive(Debug, Args)]
 pub struct DeleteArgs {
     /// The routespec, like /user/alice/.
@@ -57,7 +57,8 @@ pub fn run(args: DeleteArgs, mut settings: Settings) -> anyhow::Result<ExitCode>
     client.common.start_logging();
 
     let answer = block_on(async {
-        let answer = writer(&client, namespace, wait).delete(spec.clone()).await;
+        let batch = Batch::delete(namespace.clone(), spec.clone()).expecting(1);
+        let answer = writer(&client, namespace, wait).write(batch).await;
         answer.map_err(|error| write_failed(error, &format!("{spec} cannot be deleted"), &client))
     })?;
     let what = if answer.changed {

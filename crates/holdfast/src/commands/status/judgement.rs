@@ -3,6 +3,7 @@
 use holdfast_wire::proto::StatusResponse;
 
 use super::{Report, digest};
+use crate::output;
 
 /// A leader that has had no quorum behind it for this long has lost it: many times the election timeout.
 const CONTACT_AGE_MAX_MS: u64 = 2_000;
@@ -183,6 +184,19 @@ pub(super) fn judge(reports: &[Report], goal: (u64, u64)) -> Judgement {
         }
     }
 
+    if let Some((_, status)) = best
+        && status.held > 0
+    {
+        let routes = output::counted(
+            usize::try_from(status.held).unwrap_or(usize::MAX),
+            "route is",
+            "routes are",
+        );
+        reasons.push(format!(
+            "{routes} held: so many were deleted at once that it may be an accident; look with `holdfast held`"
+        ));
+    }
+
     let verdict = match (led, reasons.is_empty()) {
         (true, true) => Verdict::Healthy,
         (true, false) => Verdict::Degraded,
@@ -291,6 +305,18 @@ mod tests {
         assert_eq!(
             judged(&reports),
             (Verdict::Degraded, "proxy p0 has another table at revision 7".into())
+        );
+    }
+
+    #[test]
+    fn what_is_held_waits_for_an_operator() {
+        let mut reports = cluster();
+        (0..3).for_each(|at| status(&mut reports, at).held = 7);
+        let (verdict, reasons) = judged(&reports);
+        assert_eq!(verdict, Verdict::Degraded);
+        assert!(
+            reasons.starts_with("7 routes are held:") && reasons.contains("`holdfast held`"),
+            "{reasons}"
         );
     }
 

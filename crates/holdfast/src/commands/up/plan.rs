@@ -10,6 +10,7 @@ use anyhow::bail;
 use holdfast_client::Endpoints;
 use holdfast_proxy::{Address, ProxyConfig, Redirect};
 use holdfast_replica::{ClusterConfig, PeerAddress, ReplicaConfig};
+use holdfast_table::HoldPolicy;
 
 use crate::supervise::ChildSpec;
 
@@ -34,6 +35,7 @@ pub(super) struct Plan {
     pub serving: ProxyConfig,
     /// The same as flags.
     pub serving_flags: Vec<OsString>,
+    pub hold: Option<HoldPolicy>,
     pub log_format: String,
     pub log_level: String,
 }
@@ -148,6 +150,7 @@ impl Plan {
                 heartbeat: ClusterConfig::HEARTBEAT,
                 election_timeout: None,
                 auto_replace: true,
+                hold: self.hold,
             },
             name: format!("r{index}"),
             data_dir: self.data_dir.join(format!("r{index}")),
@@ -210,6 +213,7 @@ impl Plan {
                 ("--listen-client", self.replica_address(index, 0).to_string().into()),
                 ("--listen-peer", self.replica_address(index, 1).to_string().into()),
                 ("--listen-admin", self.replica_address(index, 2).to_string().into()),
+                ("--hold-deletes-for", milliseconds(self.hold_for())),
             ];
             child(format!("r{index}"), GRACE, "replica", own)
         });
@@ -232,6 +236,11 @@ impl Plan {
             child
         });
         replicas.chain(proxies).collect()
+    }
+
+    fn hold_for(&self) -> Duration {
+        self.hold
+            .map_or(Duration::ZERO, |policy| Duration::from_millis(policy.hold_ms))
     }
 
     fn peers(&self) -> Vec<PeerAddress> {
@@ -358,6 +367,7 @@ mod tests {
             proxy_admin_base: 8100,
             drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(10),
+            hold: Some(HoldPolicy::DEFAULT),
             log_format: "text".into(),
             log_level: "info".into(),
         }
@@ -430,7 +440,7 @@ mod tests {
             line,
             "replica --exit-with-parent --name r1 --data-dir /d/r1 --log-format text --log-level info \
              --peers r0=127.0.0.1:7012,r1=127.0.0.1:7022,r2=127.0.0.1:7032 --listen-client 127.0.0.1:7021 \
-             --listen-peer 127.0.0.1:7022 --listen-admin 127.0.0.1:7023"
+             --listen-peer 127.0.0.1:7022 --listen-admin 127.0.0.1:7023 --hold-deletes-for 600000ms"
         );
     }
 

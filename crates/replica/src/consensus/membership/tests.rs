@@ -1,5 +1,6 @@
 //! On a real log, with one voter.
 
+use holdfast_table::HoldPolicy;
 use openraft::EntryPayload;
 use tempfile::TempDir;
 
@@ -21,6 +22,7 @@ fn config() -> ClusterConfig {
         heartbeat: ClusterConfig::HEARTBEAT,
         election_timeout: None,
         auto_replace: true,
+        hold: Some(HoldPolicy::DEFAULT),
     }
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use futures_util::poll;
-use holdfast_table::{Digest, State};
+use holdfast_table::{Digest, HoldPolicy, Loss, State};
 use openraft::storage::RaftSnapshotBuilder as _;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -26,6 +26,13 @@ const SEEDS: u64 = 3;
 const STEPS: usize = 160;
 const MOMENTS: usize = 10;
 const CUTS: usize = 10;
+/// So low that single deletions are held; the time is the index of the entry.
+const HOLD: HoldPolicy = HoldPolicy {
+    routes_max: 2,
+    percent_max: 10,
+    window_ms: 40,
+    hold_ms: 60,
+};
 
 /// RocksDB that syncs when it is told to.
 struct Recording {
@@ -88,6 +95,15 @@ struct Seen {
     applied: Option<LogId>,
     digest: Digest,
     sessions: usize,
+    losses: Vec<Loss>,
+}
+
+impl Seen {
+    fn take(&mut self, state: &State) {
+        self.digest = state.table.recompute_digest().and(state.holds.digest());
+        self.sessions = state.sessions.len();
+        self.losses = state.holds.losses().iter().cloned().collect();
+    }
 }
 
 /// A directory as it was when the power went, and what had been promised by then.
@@ -164,20 +180,15 @@ impl Writer {
     }
 
     fn command(&mut self, index: u64) -> Entry {
-        let spec = format!("/user/{}/", self.rng.random_range(0..30));
-        let batch = match self.rng.random_range(0..4) {
-            0 => Batch::delete(Default::default(), holdfast_table::RouteSpec::parse(&spec).unwrap()),
-            _ => {
-                let target = format!("http://10.0.0.1:{}", self.rng.random_range(1..9000));
-                let data = format!("{{\"x\":\"{}\"}}", "y".repeat(self.rng.random_range(0..3000)));
-                Batch::put(Route::parse(&spec, &target, &data, "").unwrap())
-            }
+        let content = match self.rng.random_range(0..12) {
+            0 => Content::ExpireHeld(proto::ExpireHeld {}),
+            1 => self.settlement(),
+            _ => self.write(),
         };
-        self.sessions += 1;
-        let session = Some((self.sessions.to_be_bytes().repeat(2).try_into().unwrap(), 1));
         let message = proto::Command {
-            command: Some(Content::Write((&Command { batch, session }).into())),
+            command: Some(content),
             time_ms: index,
+            hold_policy: Some(HOLD.into()),
         };
         Entry {
             log_id: LogId::new(
@@ -189,6 +200,39 @@ impl Writer {
             ),
             payload: EntryPayload::Normal(Proposal::new(vec![message.encode_to_vec().into()])),
         }
+    }
+
+    /// About what is held now; until it is applied that may change.
+    fn settlement(&mut self) -> Content {
+        use proto::settle_held_request::Settlement;
+        let settlement = match self.rng.random_range(0..2) {
+            0 => Settlement::Confirm,
+            _ => Settlement::Reject,
+        };
+        let held = self.model.holds.iter().filter_map(|(key, _)| self.model.table.get(key));
+        let routes = held.map(|entry| proto::RouteRevision {
+            routespec: entry.route.spec.as_str().to_owned(),
+            mod_revision: entry.modified.0,
+        });
+        Content::SettleHeld(proto::SettleHeldRequest {
+            settlement: settlement.into(),
+            routes: routes.take(2).collect(),
+        })
+    }
+
+    fn write(&mut self) -> Content {
+        let spec = format!("/user/{}/", self.rng.random_range(0..30));
+        let batch = match self.rng.random_range(0..4) {
+            0 => Batch::delete(Default::default(), holdfast_table::RouteSpec::parse(&spec).unwrap()),
+            _ => {
+                let target = format!("http://10.0.0.1:{}", self.rng.random_range(1..9000));
+                let data = format!("{{\"x\":\"{}\"}}", "y".repeat(self.rng.random_range(0..3000)));
+                Batch::put(Route::parse(&spec, &target, &data, "").unwrap())
+            }
+        };
+        self.sessions += 1;
+        let session = Some((self.sessions.to_be_bytes().repeat(2).try_into().unwrap(), 1));
+        Content::Write((&Command { batch, session }).into())
     }
 
     /// One thing that openraft does to its store.
@@ -253,8 +297,7 @@ impl Writer {
                     for entry in &ready {
                         replay(&mut self.model, entry);
                     }
-                    seen.digest = self.model.table.recompute_digest();
-                    seen.sessions = self.model.sessions.len();
+                    seen.take(&self.model);
                     self.wrote(seen);
                     apply(&mut self.machine, ready).await.unwrap();
                 }
@@ -281,8 +324,7 @@ impl Writer {
                 replay(&mut self.model, &entry);
                 snapshot.meta.last_log_id = Some(entry.log_id);
                 seen.applied = Some(entry.log_id);
-                seen.digest = self.model.table.recompute_digest();
-                seen.sessions = self.model.sessions.len();
+                seen.take(&self.model);
                 self.wrote(seen.clone());
                 self.machine
                     .install_snapshot(&snapshot.meta, self.model.clone())
@@ -377,15 +419,16 @@ async fn open_again(path: &Path) -> Result<Seen, String> {
     if table.digest() != table.recompute_digest() {
         return Err("SILENT: the digest is not the table's".into());
     }
-    Ok(Seen {
+    let mut seen = Seen {
         vote: log.read_vote().await.unwrap(),
         purged: state.last_purged_log_id,
         entries,
         committed: log.read_committed().await.map_err(|error| error.to_string())?,
-        digest: machine.state().table.digest(),
-        sessions: machine.state().sessions.len(),
         applied: machine.applied_state().await.unwrap().0,
-    })
+        ..Seen::default()
+    };
+    seen.take(&machine.state());
+    Ok(seen)
 }
 
 /// What is done to the end of the log.
