@@ -141,15 +141,23 @@ class RouteClient:
         return await self.write([Put(routespec, target, data)], wait_for_proxies)
 
     async def delete(self, routespec: str, wait_for_proxies: float = 0.0) -> routes_pb2.WriteResponse:
-        """Removes one route, or finds it absent, which is a success too."""
-        return await self.write([Delete(routespec)], wait_for_proxies)
+        """Removes one route on purpose, or finds it absent, which is a success too."""
+        return await self.write([Delete(routespec)], wait_for_proxies, deletes_meant=True)
 
-    async def write(self, changes: Sequence[Change], wait_for_proxies: float = 0.0) -> routes_pb2.WriteResponse:
-        """Applies `changes` as one batch: all of them or none."""
+    async def write(
+        self, changes: Sequence[Change], wait_for_proxies: float = 0.0, *, deletes_meant: bool = False
+    ) -> routes_pb2.WriteResponse:
+        """Applies `changes` as one batch: all of them or none.
+
+        Deletions in numbers that look like an accident are held: the cluster says that they are made, and in `held` how
+        many of them it serves on until an operator decides. With `deletes_meant` none is held.
+        """
         what = str(changes[0]) if len(changes) == 1 else f"write of {len(changes)} changes"
         request = routes_pb2.WriteRequest(namespace=self.namespace, wait_for_proxies_ms=round(wait_for_proxies * 1000))
         for change in changes:
             change.add_to(request)
+        if deletes_meant:
+            request.deletes_expected = sum(isinstance(change, Delete) for change in changes)
         more = wait_for_proxies + CHANGE_SECONDS * len(changes)
 
         async with self._here().session() as session:
@@ -174,8 +182,10 @@ class RouteClient:
 
             return await self._retry(what, attempt, repair=repair)
 
-    async def write_each(self, changes: Iterable[Change], wait_for_proxies: float = 0.0) -> Written:
-        """Applies `changes` in their order and in as few batches as the cluster takes.
+    async def write_each(
+        self, changes: Iterable[Change], wait_for_proxies: float = 0.0, *, deletes_meant: bool = False
+    ) -> Written:
+        """Applies `changes` in their order and in as few batches as the cluster takes, each as `write` does.
 
         One that the cluster refuses for its own sake keeps no other from being made: it is left out, and told in the
         answer. Raises when a refusal is about all of them, or when no replica answers; the first batches may have been
@@ -186,7 +196,7 @@ class RouteClient:
         while waiting:
             batch = waiting.pop()
             try:
-                written.answers.append(await self.write(batch, wait_for_proxies))
+                written.answers.append(await self.write(batch, wait_for_proxies, deletes_meant=deletes_meant))
             except Rejected as refusal:
                 if refusal.reason not in ABOUT_ONE_CHANGE:
                     raise

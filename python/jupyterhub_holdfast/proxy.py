@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
@@ -21,14 +21,18 @@ from tornado.simple_httpclient import SimpleAsyncHTTPClient
 from traitlets import Bool, Float, Integer, List, TraitError, Unicode, default, observe, validate
 
 from ._proto import routes_pb2
+from .changes import Delete
 from .check import TableRoute, Wanted, as_text
 from .client import RouteClient
 from .endpoints import parse_endpoint, parse_endpoints
-from .errors import Rejected, Unavailable
+from .errors import HoldfastError, Rejected, Unavailable
 from .process import UpProcess
 
 DEFAULT_ENDPOINT = "127.0.0.1:7011"
 READY_POLL_SECONDS = 0.1
+
+# A hub that ends waits no longer than this for its servers' routes to go. Its successor removes what stays.
+LAST_WORDS_SECONDS = 5.0
 
 
 class HoldfastProxy(Proxy):
@@ -44,7 +48,8 @@ class HoldfastProxy(Proxy):
         c.HoldfastProxy.should_start = False
         c.HoldfastProxy.endpoints = ["replica-0:7011", "replica-1:7011", "replica-2:7011"]
 
-    Routes outlive hub, proxies and replicas; the hub removes those of servers that are gone when it starts.
+    Routes outlive hub, proxies and replicas; the hub removes those of servers that are gone when it starts. If those are so many
+    that the hub may have lost its database, the cluster serves them on until an operator decides: see `holdfast held`.
     """
 
     endpoints = List(
@@ -269,6 +274,11 @@ class HoldfastProxy(Proxy):
         self._check_locks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
         # The routes that a check is about to change, and what tells that it has.
         self._under_check: Mapping[str, asyncio.Event] = {}
+        # The hub has no other hook for its end, and stops its servers there without a word to its proxy. Their routes would
+        # be stale to its successor, and so many at once that the cluster may hold them.
+        cleanup = getattr(self.app, "cleanup", None)
+        if cleanup is not None:
+            self.app.cleanup = lambda: self._cleanup(cleanup)
 
     @observe("api_url")
     def _api_url_changed(self, change: Any) -> None:
@@ -347,6 +357,7 @@ class HoldfastProxy(Proxy):
                 decided.set()
             for answer in written.answers:
                 self._report_lagging("Routes checked", answer)
+            self._report_held(sum(answer.held for answer in written.answers))
             for change, refusal in written.refused:
                 if change.routespec == hub_routespec:
                     raise refusal
@@ -484,6 +495,25 @@ class HoldfastProxy(Proxy):
             else:
                 self.log.info("Holdfast is back")
                 is_back = True
+
+    async def _cleanup(self, cleanup: Callable[[], Awaitable[None]]) -> None:
+        """What the hub does at its end; before that, what it does whenever it stops a server: the route goes first."""
+        if self.app.cleanup_servers:
+            spawners = (spawner for user in self.app.users.values() for spawner in user.spawners.values())
+            deletes = [Delete(spawner.proxy_spec) for spawner in spawners if spawner.active]
+            try:
+                await asyncio.wait_for(self.client.write_each(deletes, deletes_meant=True), LAST_WORDS_SECONDS)
+            except (HoldfastError, asyncio.TimeoutError) as e:
+                self.log.warning("The routes of the servers that are stopped now stay until the hub is back: %r", e)
+        await cleanup()
+
+    def _report_held(self, held: int) -> None:
+        if held:
+            self.log.error(
+                "%i routes that this hub does not know are served on: so many stale routes at once look like a hub that lost "
+                "its database. `holdfast held` lists them; an operator may confirm or reject, or they go by themselves",
+                held,
+            )
 
     def _report_lagging(self, what: str, written: routes_pb2.WriteResponse) -> None:
         if written.proxies_synced < written.proxies_live:

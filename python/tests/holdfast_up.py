@@ -55,6 +55,13 @@ class HoldfastUp:
         """Of a replica (`r0`) or proxy (`p0`), as of now: a restarted one has another. None while it does not run."""
         return json.loads((self.data_dir / "up.json").read_text())["children"].get(name)
 
+    def ask(self, *arguments, exit_code=0):
+        """What a command of the binary says about this cluster."""
+        command = [find_holdfast(), *arguments, "--endpoints", ",".join(self.endpoints)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == exit_code, f"{arguments}: {done}"
+        return done.stdout
+
     async def restarted(self, name, pid):
         """Returns when the child that had `pid` runs under another one."""
         await eventually(lambda: self.child_pid(name) not in (None, pid), f"{name} is started again")

@@ -377,6 +377,15 @@ async def test_changes_are_written_as_one_batch(start):
     assert (len(written.answers), written.refused) == (1, [])
 
 
+async def test_deletes_are_said_to_be_meant_or_not(start):
+    routes, replica = await start([])
+    await routes.delete("/a/")
+    await routes.write([Put("/b/", "http://x"), Delete("/c/"), Delete("/d/")], deletes_meant=True)
+    await routes.write_each([Delete("/e/")])
+    await routes.write_each([Delete("/f/"), Delete("/g/")], deletes_meant=True)
+    assert [request.deletes_expected for request in replica.calls] == [1, 2, 0, 2]
+
+
 async def test_no_changes_are_no_write(start):
     routes, replica = await start([])
     written = await routes.write_each([])

@@ -392,7 +392,7 @@ class TestStartedByTheHub:
         assert not is_alive(pid)
         assert (hub.directory / "holdfast-data").is_dir()
 
-        # The hub stopped alice's server too. Her route outlived it, and goes when the hub is back.
+        # The hub stopped alice's server too, and her route went with it.
         hub.start()
         assert set(hub.routes()) == {"/"}
         assert answered_by_hub(hub.public_url, "/user/alice/")
