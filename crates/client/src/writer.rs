@@ -122,12 +122,13 @@ impl RouteWriter {
         self.write(Batch::put(route)).await
     }
 
-    /// Removes one route of the options' namespace; one that is not there is fine.
+    /// Removes one route of the options' namespace on purpose, so that it is not held; one that is not there is fine.
     ///
     /// # Errors
     /// As [`write`](Self::write).
     pub async fn delete(&self, spec: RouteSpec) -> Result<Answer, WriteError> {
-        self.write(Batch::delete(self.options.namespace.clone(), spec)).await
+        let batch = Batch::delete(self.options.namespace.clone(), spec);
+        self.write(batch.expecting(1)).await
     }
 
     /// Applies one batch: all of it or nothing, one revision, durable on a quorum.

@@ -14,6 +14,7 @@ async fn completion_scripts_know_the_commands() -> Result<()> {
             "routes",
             "watch",
             "reconcile",
+            "held",
             "import",
             "export",
             "members",

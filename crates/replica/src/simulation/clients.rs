@@ -146,6 +146,7 @@ impl Calls {
                     return Told::Written {
                         revision: response.revision,
                         changed: response.changed,
+                        held: response.held,
                     };
                 }
                 Err(status) => match Reason::from_status(&status) {
@@ -302,7 +303,7 @@ async fn list(calls: &mut Calls) {
     let call = world.history.borrow_mut().begin(&calls.who, Ask::List);
     let request = calls.request(proto::ListRequest {
         namespace: "*".into(),
-        prefix: String::new(),
+        ..Default::default()
     });
     let mut client = calls.someone();
     let whole = async {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use holdfast_table::HoldPolicy;
 use holdfast_wire::proto::cluster_server::ClusterServer;
 use holdfast_wire::proto::raft_server::RaftServer;
 use holdfast_wire::proto::routes_server::RoutesServer;
@@ -33,6 +34,13 @@ use crate::storage::state_machine::StateMachine;
 
 const CLIENT_PORT: u16 = 7011;
 const PEER_PORT: u16 = 7012;
+/// So low that the few deletions of the few routes are often too many, and so short that holds end while things break.
+const HOLD: HoldPolicy = HoldPolicy {
+    routes_max: 1,
+    percent_max: 30,
+    window_ms: 1_500,
+    hold_ms: 4_000,
+};
 
 /// What is going on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

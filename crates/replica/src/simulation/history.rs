@@ -3,8 +3,11 @@
 //! Every write is repeated until it is decided, so at the end every revision has exactly one write that made it, or the
 //! cluster has invented, lost or repeated one. The revisions give the order of the writes; the rest is a comparison with
 //! the table that follows from that order.
+//!
+//! What is held is no longer listed and still served, so there are two tables. Holds end by the leader's clock, in revisions
+//! that no client asked for: what ended is told by the next table that somebody was sent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hasher as _};
 
 use holdfast_table::{Digest, Entry, Epoch, Revision, Route, Table};
@@ -43,6 +46,8 @@ pub enum Told {
         revision: u64,
         /// False if it changed nothing.
         changed: bool,
+        /// How many of its deletions are held; all, or none.
+        held: u32,
     },
     /// The expectation did not hold.
     Refused,
@@ -77,6 +82,27 @@ pub struct Sight {
     pub digest: Digest,
 }
 
+/// What there was at one revision.
+#[derive(Clone, Default)]
+struct Moment {
+    /// To those who write and read.
+    listed: Content,
+    /// To subscribers.
+    served: Content,
+    /// A hold has ended, and nobody can tell which.
+    unsure: bool,
+}
+
+impl Moment {
+    fn listed(&self) -> &Content {
+        &self.listed
+    }
+
+    fn served(&self) -> &Content {
+        &self.served
+    }
+}
+
 /// Everything that happened, as far as clients can tell.
 #[derive(Default)]
 pub struct History {
@@ -107,6 +133,10 @@ pub struct Counts {
     pub hubs: u64,
     /// Of them, those whose call came once more.
     pub late_hubs: u64,
+    /// Writes whose deletions were held.
+    pub held: u64,
+    /// Revisions in which holds ended by themselves.
+    pub let_go: u64,
     /// Reads answered.
     pub reads: u64,
     /// Tables compared.
@@ -164,7 +194,7 @@ impl History {
     pub fn check(&self) -> (Counts, Vec<String>) {
         let mut wrong = self.violations.clone();
         let mut counts = Counts::default();
-        let past = self.replay(&mut wrong);
+        let past = self.replay(&mut counts, &mut wrong);
         self.check_order(&mut wrong);
         self.check_fence(&mut wrong);
         for call in &self.calls {
@@ -178,14 +208,15 @@ impl History {
                 &sight.content,
                 sight.digest,
                 &past,
+                Moment::served,
                 &mut wrong,
             );
         }
         (counts, wrong)
     }
 
-    /// The table at every revision, from the writes alone.
-    fn replay(&self, wrong: &mut Vec<String>) -> Vec<Content> {
+    /// The tables at every revision, from the writes, and from what was served where holds ended.
+    fn replay(&self, counts: &mut Counts, wrong: &mut Vec<String>) -> Vec<Moment> {
         let mut by_revision: BTreeMap<u64, &Call> = BTreeMap::new();
         for call in &self.calls {
             match &call.ended {
@@ -194,6 +225,7 @@ impl History {
                     Told::Written {
                         revision,
                         changed: true,
+                        ..
                     },
                 )) => {
                     if let Some(other) = by_revision.insert(*revision, call) {
@@ -208,39 +240,76 @@ impl History {
                 _ => {}
             }
         }
-        let mut past = vec![Content::new()];
-        for (revision, call) in by_revision {
-            while (past.len() as u64) < revision {
-                wrong.push(format!(
-                    "revision {} has no write that made it: one was applied twice, or invented",
-                    past.len()
-                ));
-                past.push(past.last().cloned().unwrap_or_default());
-            }
+        let mut served: BTreeMap<u64, &Content> = BTreeMap::new();
+        for sight in &self.sights {
+            served.entry(sight.revision).or_insert(&sight.content);
+        }
+        let told = self.calls.iter().filter_map(|call| call.ended.as_ref());
+        let told = told.filter_map(|(_, told)| place(told)).map(|(revision, _)| revision);
+        let last = told.chain(served.keys().copied()).max().unwrap_or(0);
+
+        let mut past = vec![Moment::default()];
+        let mut held: BTreeSet<&String> = BTreeSet::new();
+        // Revisions that nobody asked for, and routes that were put while they may have been let go in one of these.
+        let (mut unasked, mut perhaps) = (0, 0);
+        for revision in 1..=last {
             let mut next = past.last().cloned().unwrap_or_default();
-            if let Ask::Write { changes, .. } = &call.ask {
-                for (key, value) in changes {
-                    match value {
-                        Some(value) => drop(next.insert(key.clone(), (value.clone(), revision))),
-                        None => drop(next.remove(key)),
+            match by_revision.get(&revision) {
+                Some(call) => {
+                    let holds = matches!(call.ended, Some((_, Told::Written { held: 1.., .. })));
+                    counts.held += u64::from(holds);
+                    let changes = match &call.ask {
+                        Ask::Write { changes, .. } => &changes[..],
+                        _ => &[],
+                    };
+                    for (key, value) in changes {
+                        let Some(value) = value else {
+                            if next.listed.remove(key).is_some() {
+                                match holds {
+                                    true => drop(held.insert(key)),
+                                    false => drop(next.served.remove(key)),
+                                }
+                            }
+                            continue;
+                        };
+                        if held.remove(key) && unasked > 0 {
+                            perhaps += 1;
+                        }
+                        next.listed.insert(key.clone(), (value.clone(), revision));
+                        next.served.insert(key.clone(), (value.clone(), revision));
                     }
                 }
+                None if held.is_empty() => wrong.push(format!(
+                    "revision {revision} has no write that made it, and nothing is held: one was applied twice, or invented"
+                )),
+                None => {
+                    counts.let_go += 1;
+                    unasked += 1;
+                }
             }
-            // Twice the same revision is told above already.
-            if past.len() as u64 == revision {
-                past.push(next);
+            if unasked > 0
+                && let Some(content) = served.get(&revision)
+            {
+                let gone: Vec<&String> = held.iter().copied().filter(|key| !content.contains_key(*key)).collect();
+                if gone.len() + perhaps < unasked {
+                    wrong.push(format!(
+                        "{unasked} revisions up to {revision} have no writes that made them, and only {gone:?} were let go"
+                    ));
+                }
+                for key in gone {
+                    held.remove(key);
+                    next.served.remove(key);
+                }
+                (unasked, perhaps) = (0, 0);
             }
+            next.unsure = unasked > 0;
+            past.push(next);
         }
         past
     }
 
     /// What ended before something else began comes before it.
     fn check_order(&self, wrong: &mut Vec<String>) {
-        let place = |told: &Told| match told {
-            Told::Written { revision, changed } => Some((*revision, *changed)),
-            Told::Got(_, revision) | Told::Listed(_, revision, _) => Some((*revision, false)),
-            Told::Refused | Told::Fenced | Told::Opened(_) => None,
-        };
         let mut ends: Vec<(u64, u64)> = Vec::new();
         for call in &self.calls {
             if let Some((at, told)) = &call.ended
@@ -326,10 +395,10 @@ impl History {
         }
     }
 
-    fn check_call(&self, call: &Call, past: &[Content], counts: &mut Counts, wrong: &mut Vec<String>) {
+    fn check_call(&self, call: &Call, past: &[Moment], counts: &mut Counts, wrong: &mut Vec<String>) {
         let Some((ended, told)) = &call.ended else { return };
         match (&call.ask, told) {
-            (Ask::Write { expect, .. }, Told::Written { revision, changed }) => {
+            (Ask::Write { expect, .. }, Told::Written { revision, changed, .. }) => {
                 counts.writes += 1;
                 let before = revision - u64::from(*changed);
                 if let Some((key, expected)) = expect
@@ -360,14 +429,14 @@ impl History {
             (Ask::OpenAgain(_), Told::Opened(_) | Told::Fenced) => counts.late_hubs += 1,
             (Ask::Get(key), Told::Got(value, revision)) => {
                 counts.reads += 1;
-                let expected = past.get(*revision as usize).map(|content| content.get(key));
+                let expected = past.get(*revision as usize).map(|moment| moment.listed.get(key));
                 if expected != Some(value.as_ref()) {
                     wrong.push(format!("read something else than was written, {expected:?}: {call:?}"));
                 }
             }
             (Ask::List, Told::Listed(content, revision, digest)) => {
                 counts.reads += 1;
-                check_table(&call.who, *revision, content, *digest, past, wrong);
+                check_table(&call.who, *revision, content, *digest, past, Moment::listed, wrong);
             }
             _ => wrong.push(format!("an answer to another question: {call:?}")),
         }
@@ -382,6 +451,7 @@ impl History {
                 Told::Written {
                     revision,
                     changed: true,
+                    ..
                 },
             )) = &call.ended
             else {
@@ -398,31 +468,48 @@ impl History {
     }
 }
 
+/// The revision that an answer tells, and whether the call has made it.
+fn place(told: &Told) -> Option<(u64, bool)> {
+    match told {
+        Told::Written { revision, changed, .. } => Some((*revision, *changed)),
+        Told::Got(_, revision) | Told::Listed(_, revision, _) => Some((*revision, false)),
+        Told::Refused | Told::Fenced | Told::Opened(_) => None,
+    }
+}
+
 /// The highest revision known before `began`.
 fn known_by(ends: &[(u64, u64)], began: u64) -> u64 {
     let before = ends.partition_point(|(at, _)| *at < began);
     before.checked_sub(1).map_or(0, |last| ends[last].1)
 }
 
-fn modified(past: &[Content], revision: u64, key: &str) -> Option<u64> {
-    let content = past.get(usize::try_from(revision).ok()?)?;
-    Some(content.get(key).map_or(0, |(_, modified)| *modified))
+fn modified(past: &[Moment], revision: u64, key: &str) -> Option<u64> {
+    let moment = past.get(usize::try_from(revision).ok()?)?;
+    Some(moment.listed.get(key).map_or(0, |(_, modified)| *modified))
 }
 
-fn check_table(who: &str, revision: u64, content: &Content, digest: Digest, past: &[Content], wrong: &mut Vec<String>) {
-    match past.get(usize::try_from(revision).unwrap_or(usize::MAX)) {
-        None => wrong.push(format!("{who} has revision {revision}, which nobody wrote")),
-        Some(expected) if expected != content => {
-            wrong.push(format!(
-                "{who} at revision {revision} has {content:?} instead of {expected:?}"
-            ));
-        }
-        Some(expected) if table(revision, expected).digest() != digest => {
-            wrong.push(format!(
-                "{who} at revision {revision} has the right routes and the wrong digest {digest}"
-            ));
-        }
-        Some(_) => {}
+fn check_table(
+    who: &str,
+    revision: u64,
+    content: &Content,
+    digest: Digest,
+    past: &[Moment],
+    side: fn(&Moment) -> &Content,
+    wrong: &mut Vec<String>,
+) {
+    let Some(moment) = past.get(usize::try_from(revision).unwrap_or(usize::MAX)) else {
+        wrong.push(format!("{who} has revision {revision}, which nobody wrote"));
+        return;
+    };
+    let expected = side(moment);
+    if expected != content {
+        wrong.push(format!(
+            "{who} at revision {revision} has {content:?} instead of {expected:?}"
+        ));
+    } else if !moment.unsure && table(revision, &moment.served).digest() != digest {
+        wrong.push(format!(
+            "{who} at revision {revision} has the right routes and the wrong digest {digest}"
+        ));
     }
 }
 
@@ -437,9 +524,10 @@ fn table(revision: u64, content: &Content) -> Table {
     Table::from_entries(Epoch::default(), Revision(revision), entries)
 }
 
-/// The route that stands for a value.
+/// The route that stands for a value. Each key has its own target, or what is held could not be.
 pub fn route(key: &str, value: &str) -> Option<Route> {
-    Route::parse(key, "http://10.0.0.1:8888", &format!("{{\"w\":\"{value}\"}}"), "").ok()
+    let target = format!("http://10.0.0.1:8888/{}", key.replace('/', "+"));
+    Route::parse(key, &target, &format!("{{\"w\":\"{value}\"}}"), "").ok()
 }
 
 /// The value that a route stands for.
@@ -476,8 +564,38 @@ mod tests {
             Told::Written {
                 revision,
                 changed: true,
+                held: 0,
             },
         );
+    }
+
+    fn delete(history: &mut History, key: &str, revision: u64, held: u32) {
+        let ask = Ask::Write {
+            changes: vec![(key.to_owned(), None)],
+            expect: None,
+            hub: 0,
+        };
+        let call = history.begin("w", ask);
+        let told = Told::Written {
+            revision,
+            changed: true,
+            held,
+        };
+        history.end(call, told);
+    }
+
+    fn sees(history: &mut History, revision: u64, routes: &[(&str, &str, u64)]) {
+        let content: Content = routes
+            .iter()
+            .map(|(key, value, modified)| ((*key).to_owned(), ((*value).to_owned(), *modified)))
+            .collect();
+        let digest = table(revision, &content).digest();
+        history.saw(Sight {
+            who: "s".into(),
+            revision,
+            content,
+            digest,
+        });
     }
 
     fn read(history: &mut History, key: &str, found: Option<(&str, u64)>, revision: u64) {
@@ -532,6 +650,7 @@ mod tests {
         let written = || Told::Written {
             revision: 0,
             changed: false,
+            held: 0,
         };
         open(&mut fenced, 1);
         hub_writes(&mut fenced, written());
@@ -572,5 +691,49 @@ mod tests {
         write(&mut shared, "/a/", "1", 1);
         write(&mut shared, "/b/", "2", 1);
         assert!(problems(&shared).contains("two writes"), "{}", problems(&shared));
+    }
+
+    #[test]
+    fn what_is_held_is_served_and_not_listed_until_it_is_let_go() {
+        let begun = || {
+            let mut history = History::default();
+            write(&mut history, "/a/", "1", 1);
+            write(&mut history, "/b/", "2", 2);
+            delete(&mut history, "/a/", 3, 1);
+            history
+        };
+        let mut good = begun();
+        read(&mut good, "/a/", None, 3);
+        sees(&mut good, 3, &[("/a/", "1", 1), ("/b/", "2", 2)]);
+        sees(&mut good, 4, &[("/b/", "2", 2)]);
+        read(&mut good, "/b/", Some(("2", 2)), 5);
+        assert!(
+            problems(&good).contains("revision 5 has no write"),
+            "{}",
+            problems(&good)
+        );
+
+        let mut good = begun();
+        // Let go in revision 4, which nobody saw, and put in the next one.
+        write(&mut good, "/a/", "3", 5);
+        sees(&mut good, 5, &[("/a/", "3", 5), ("/b/", "2", 2)]);
+        assert_eq!(problems(&good), "");
+
+        let mut listed = begun();
+        read(&mut listed, "/a/", Some(("1", 1)), 3);
+        assert!(problems(&listed).contains("something else"), "{}", problems(&listed));
+
+        let mut lost = begun();
+        sees(&mut lost, 3, &[("/b/", "2", 2)]);
+        assert!(problems(&lost).contains("instead of"), "{}", problems(&lost));
+
+        let mut kept = begun();
+        sees(&mut kept, 4, &[("/a/", "1", 1), ("/b/", "2", 2)]);
+        assert!(problems(&kept).contains("were let go"), "{}", problems(&kept));
+
+        let mut not_held = begun();
+        delete(&mut not_held, "/b/", 4, 0);
+        sees(&mut not_held, 4, &[("/a/", "1", 1), ("/b/", "2", 2)]);
+        assert!(problems(&not_held).contains("instead of"), "{}", problems(&not_held));
     }
 }

@@ -12,7 +12,7 @@ use turmoil::Sim;
 
 use super::cluster::{Phase, World, name, replica};
 use super::disk::{QUICK, SLOW};
-use super::history::Counts;
+use super::history::{Ask, Counts, Told};
 use super::planted::{Bug, planted};
 use super::{clients, network};
 
@@ -53,6 +53,8 @@ impl Report {
             ("fenced", counts.fenced),
             ("hubs", counts.hubs),
             ("late hubs", counts.late_hubs),
+            ("held", counts.held),
+            ("let go", counts.let_go),
             ("reads", counts.reads),
             ("retries", self.retries),
             ("stream events", self.frames),
@@ -430,12 +432,9 @@ async fn judge(world: Rc<World>) -> turmoil::Result {
                     let value = super::history::value(route.data.as_str());
                     (route.spec.as_str().to_owned(), (value, entry.modified.0))
                 });
-                world.history.borrow_mut().saw(super::history::Sight {
-                    who: "everybody at the end".into(),
-                    revision: listing.revision.0,
-                    content: rows.collect(),
-                    digest: listing.digest,
-                });
+                let told = Told::Listed(rows.collect(), listing.revision.0, listing.digest);
+                let call = world.history.borrow_mut().begin("everybody at the end", Ask::List);
+                world.history.borrow_mut().end(call, told);
                 world.busy.set(world.busy.get() - 1);
                 return Ok(());
             }

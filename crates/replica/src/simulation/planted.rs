@@ -27,11 +27,13 @@ pub enum Bug {
     ReusedNodeId,
     /// A late copy of what an earlier hub asked for takes the namespace from the newest one.
     HubComesBack,
+    /// What is held is not on disk.
+    HoldNotStored,
 }
 
 impl Bug {
     /// Every one.
-    pub const ALL: [Bug; 10] = [
+    pub const ALL: [Bug; 11] = [
         Bug::AcknowledgesBeforeSync,
         Bug::VoteNotSynced,
         Bug::LeaseRead,
@@ -42,6 +44,7 @@ impl Bug {
         Bug::BackInTime,
         Bug::ReusedNodeId,
         Bug::HubComesBack,
+        Bug::HoldNotStored,
     ];
 
     /// By its name.

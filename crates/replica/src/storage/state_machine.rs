@@ -292,6 +292,10 @@ impl StateMachine {
             }
         }
         for key in &outcome.marked {
+            #[cfg(test)]
+            if planted(Bug::HoldNotStored) {
+                continue;
+            }
             if let Some(entry) = state.table.get(key) {
                 let row = snapshot::route_out(entry, &state.holds);
                 batch.put(family, keys::route(generation, key), row.encode_to_vec());

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use holdfast_table::{Batch, RouteSpec};
+use holdfast_table::RouteSpec;
 
 use super::{write_failed, writer, written};
 use crate::commands::{ClientArgs, block_on, one_namespace};
@@ -57,8 +57,7 @@ pub fn run(args: DeleteArgs, mut settings: Settings) -> anyhow::Result<ExitCode>
     client.common.start_logging();
 
     let answer = block_on(async {
-        let batch = Batch::delete(namespace.clone(), spec.clone()).expecting(1);
-        let answer = writer(&client, namespace, wait).write(batch).await;
+        let answer = writer(&client, namespace, wait).delete(spec.clone()).await;
         answer.map_err(|error| write_failed(error, &format!("{spec} cannot be deleted"), &client))
     })?;
     let what = if answer.changed {
