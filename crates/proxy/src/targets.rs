@@ -95,7 +95,8 @@ impl TargetError {
 
     /// True if nobody listens there: neither a server that is slow, nor a network that is cut, says so.
     pub(crate) fn is_refusal(&self) -> bool {
-        matches!(self, TargetError::Connect { source: ConnectError::Io(error), .. } if error.kind() == io::ErrorKind::ConnectionRefused)
+        matches!(self, TargetError::Connect { source: ConnectError::Io(error), .. }
+            if error.kind() == io::ErrorKind::ConnectionRefused)
     }
 }
 

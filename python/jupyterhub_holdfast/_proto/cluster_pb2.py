@@ -14,15 +14,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19holdfast/v1/cluster.proto\x12\x0bholdfast.v1\"!\n\rBackupRequest\x12\x10\n\x08stale_ok\x18\x01 \x01(\x08\"\x1b\n\x0b\x42\x61\x63kupChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x0f\n\rStatusRequest\"\x87\x04\n\x0eStatusResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\x04\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x1f\n\x04role\x18\x05 \x01(\x0e\x32\x11.holdfast.v1.Role\x12\x11\n\tleader_id\x18\x06 \x01(\x04\x12\x0c\n\x04term\x18\x07 \x01(\x04\x12\x16\n\x0elast_log_index\x18\x08 \x01(\x04\x12\x17\n\x0f\x63ommitted_index\x18\t \x01(\x04\x12\x15\n\rapplied_index\x18\n \x01(\x04\x12\r\n\x05\x65poch\x18\x0b \x01(\x04\x12\x10\n\x08revision\x18\x0c \x01(\x04\x12\x0e\n\x06\x64igest\x18\r \x01(\x0c\x12\x0e\n\x06routes\x18\x0e \x01(\x04\x12\r\n\x05ready\x18\x0f \x01(\x08\x12\x1d\n\x15leader_contact_age_ms\x18\x10 \x01(\x04\x12$\n\x07members\x18\x11 \x03(\x0b\x32\x13.holdfast.v1.Member\x12\x32\n\x0bsubscribers\x18\x12 \x03(\x0b\x32\x1d.holdfast.v1.SubscriberStatus\x12\x13\n\x0bwaiting_for\x18\x13 \x01(\t\x12\x0f\n\x07lineage\x18\x14 \x03(\t\x12\x0f\n\x07problem\x18\x15 \x01(\t\x12\x14\n\x0c\x64isk_sync_us\x18\x16 \x01(\x04\x12\x11\n\tdisk_slow\x18\x17 \x01(\x08\"\xc2\x01\n\x06Member\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0cpeer_address\x18\x03 \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x04 \x01(\t\x12\r\n\x05voter\x18\x05 \x01(\x08\x12\x1a\n\rmatched_index\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x1b\n\x0e\x63ontact_age_ms\x18\x07 \x01(\x04H\x01\x88\x01\x01\x42\x10\n\x0e_matched_indexB\x11\n\x0f_contact_age_ms\"\x13\n\x11MemberListRequest\"\x89\x01\n\x12MemberListResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x11\n\tleader_id\x18\x02 \x01(\x04\x12$\n\x07members\x18\x03 \x03(\x0b\x32\x13.holdfast.v1.Member\x12\x13\n\x0bnode_id_max\x18\x04 \x01(\x04\x12\x11\n\twaits_for\x18\x05 \x01(\t\"6\n\x10MemberAddRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cpeer_address\x18\x02 \x01(\t\"%\n\x14MemberPromoteRequest\x12\r\n\x05names\x18\x01 \x03(\t\"$\n\x13MemberRemoveRequest\x12\r\n\x05names\x18\x01 \x03(\t\"$\n\x14MemberReplaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"$\n\x11LeaderMoveRequest\x12\x0f\n\x07to_name\x18\x01 \x01(\t\"I\n\x12LeaderMoveResponse\x12\x11\n\tfrom_name\x18\x01 \x01(\t\x12\x0f\n\x07to_name\x18\x02 \x01(\t\x12\x0f\n\x07took_ms\x18\x03 \x01(\r\"\x85\x01\n\x10SubscriberStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05proxy\x18\x03 \x01(\x08\x12\x1d\n\x15\x61\x63knowledged_revision\x18\x04 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x05 \x01(\x0c\x12\x14\n\x0c\x63onnected_ms\x18\x06 \x01(\x04*m\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0c\n\x08PRISTINE\x10\x01\x12\x0b\n\x07LEARNER\x10\x02\x12\x0c\n\x08\x46OLLOWER\x10\x03\x12\r\n\tCANDIDATE\x10\x04\x12\n\n\x06LEADER\x10\x05\x12\x0b\n\x07RETIRED\x10\x06\x32\xf6\x04\n\x07\x43luster\x12\x41\n\x06Status\x12\x1a.holdfast.v1.StatusRequest\x1a\x1b.holdfast.v1.StatusResponse\x12@\n\x06\x42\x61\x63kup\x12\x1a.holdfast.v1.BackupRequest\x1a\x18.holdfast.v1.BackupChunk0\x01\x12M\n\nMemberList\x12\x1e.holdfast.v1.MemberListRequest\x1a\x1f.holdfast.v1.MemberListResponse\x12K\n\tMemberAdd\x12\x1d.holdfast.v1.MemberAddRequest\x1a\x1f.holdfast.v1.MemberListResponse\x12S\n\rMemberPromote\x12!.holdfast.v1.MemberPromoteRequest\x1a\x1f.holdfast.v1.MemberListResponse\x12Q\n\x0cMemberRemove\x12 .holdfast.v1.MemberRemoveRequest\x1a\x1f.holdfast.v1.MemberListResponse\x12S\n\rMemberReplace\x12!.holdfast.v1.MemberReplaceRequest\x1a\x1f.holdfast.v1.MemberListResponse\x12M\n\nLeaderMove\x12\x1e.holdfast.v1.LeaderMoveRequest\x1a\x1f.holdfast.v1.LeaderMoveResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19holdfast/v1/cluster.proto\x12\x0bholdfast.v1\"!\n\rBackupRequest\x12\x10\n\x08stale_ok\x18\x01 \x01(\x08\"\x1b\n\x0b\x42\x61\x63kupChunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x0f\n\rStatusRequest\"\xac\x04\n\x0eStatusResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\x04\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x1f\n\x04role\x18\x05 \x01(\x0e\x32\x11.holdfast.v1.Role\x12\x11\n\tleader_id\x18\x06 \x01(\x04\x12\x0c\n\x04term\x18\x07 \x01(\x04\x12\x16\n\x0elast_log_index\x18\x08 \x01(\x04\x12\x17\n\x0f\x63ommitted_index\x18\t \x01(\x04\x12\x15\n\rapplied_index\x18\n \x01(\x04\x12\r\n\x05\x65poch\x18\x0b \x01(\x04\x12\x10\n\x08revision\x18\x0c \x01(\x04\x12\x0e\n\x06\x64igest\x18\r \x01(\x0c\x12\x0e\n\x06routes\x18\x0e \x01(\x04\x12\r\n\x05ready\x18\x0f \x01(\x08\x12\x1d\n\x15leader_contact_age_ms\x18\x10 \x01(\x04\x12$\n\x07members\x18\x11 \x03(\x0b\x32\x13.holdfast.v1.Member\x12\x32\n\x0bsubscribers\x18\x12 \x03(\x0b\x32\x1d.holdfast.v1.SubscriberStatus\x12\x13\n\x0bwaiting_for\x18\x13 \x01(\t\x12\x0f\n\x07lineage\x18\x14 \x03(\t\x12\x0f\n\x07problem\x18\x15 \x01(\t\x12\x14\n\x0c\x64isk_sync_us\x18\x16 \x01(\x04\x12\x11\n\tdisk_slow\x18\x17 \x01(\x08\x12\x0c\n\x04held\x18\x18 \x01(\x04\x12\x15\n\rheld_until_ms\x18\x19 \x01(\x04\"\xc2\x01\n\x06Member\x12\x0f\n\x07node_id\x18\x01 \x01(\x04\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x14\n\x0cpeer_address\x18\x03 \x01(\t\x12\x16\n\x0e\x63lient_address\x18\x04 \x01(\t\x12\r\n\x05voter\x18\x05 \x01(\x08\x12\x1a\n\rmatched_index\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x1b\n\x0e\x63ontact_age_ms\x18\x07 \x01(\x04H\x01\x88\x01\x01\x42\x10\n\x0e_matched_indexB\x11\n\x0f_contact_age_ms\"\x13\n\x11MemberListRequest\"\x89\x01\n\x12MemberListResponse\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x11\n\tleader_id\x18\x02 \x01(\x04\x12$\n\x07members\x18\x03 \x03(\x0b\x32\x13.holdfast.v1.Member\x12\x13\n\x0bnode_id_max\x18\x04 \x01(\x04\x12\x11\n\twaits_for\x18\x05 \x01(\t\"6\n\x10MemberAddRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cpeer_address\x18\x02 \x01(\t\"%\n\x14MemberPromoteRequest\x12\r\n\x05names\x18\x01 \x03(\t\"$\n\x13MemberRemoveRequest\x12\r\n\x05names\x18\x01 \x03(\t\"$\n\x14MemberReplaceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"$\n\x11LeaderMoveRequest\x12\x0f\n\x07to_name\x18\x01 \x01(\t\"I\n\x12LeaderMoveResponse\x12\x11\n\tfrom_name\x18\x01 \x01(\t\x12\x0f\n\x07to_name\x18\x02 \x01(\t\x12\x0f\n\x07took_ms\x18\x03 \x01(\r\"\x85\x01\n\x10SubscriberStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05proxy\x18\x03 \x01(\x08\x12\x1d\n\x15\x61\x63knowledged_revision\x18\x04 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x05 \x01(\x0c\x12\x14\n\x0c\x63onnected_ms\x18\x06 \x01(\x04*m\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0c\n\x08PRISTINE\x10\x01\x12\x0b\n\x07LEARNER\x10\x02\x12\x0c\n\x08\x46OLLOWER\x10\x03\x12\r\n\tCANDIDATE\x10\x04\x12\n\n\x06LEADER\x10\x05\x12\x0b\n\x07RETIRED\x10\x06\x32\xf6\x04\n\x07\x43luster\x12\x41\n\x06Status\x12\x1a.holdfast.v1.StatusRequest\x1a\x1b.holdfast.v1.StatusResponse\x12@\n\x06\x42\x61\x63kup\x12\x1a.holdfast.v1.BackupRequest\x1a\x18.holdfast.v1.BackupChunk0\x01\x12M\n\nMemberList\x12\x1e.holdfast.v1.MemberListRequest\x1a\x1f.holdfast.v1.MemberListResponse\x12K\n\tMemberAdd\x12\x1d.holdfast.v1.MemberAddRequest\x1a\x1f.holdfast.v1.MemberListResponse\x12S\n\rMemberPromote\x12!.holdfast.v1.MemberPromoteRequest\x1a\x1f.holdfast.v1.MemberListResponse\x12Q\n\x0cMemberRemove\x12 .holdfast.v1.MemberRemoveRequest\x1a\x1f.holdfast.v1.MemberListResponse\x12S\n\rMemberReplace\x12!.holdfast.v1.MemberReplaceRequest\x1a\x1f.holdfast.v1.MemberListResponse\x12M\n\nLeaderMove\x12\x1e.holdfast.v1.LeaderMoveRequest\x1a\x1f.holdfast.v1.LeaderMoveResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'holdfast.v1.cluster_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
-  _globals['_ROLE']._serialized_start=1423
-  _globals['_ROLE']._serialized_end=1532
+  _globals['_ROLE']._serialized_start=1460
+  _globals['_ROLE']._serialized_end=1569
   _globals['_BACKUPREQUEST']._serialized_start=42
   _globals['_BACKUPREQUEST']._serialized_end=75
   _globals['_BACKUPCHUNK']._serialized_start=77
@@ -30,27 +30,27 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_STATUSREQUEST']._serialized_start=106
   _globals['_STATUSREQUEST']._serialized_end=121
   _globals['_STATUSRESPONSE']._serialized_start=124
-  _globals['_STATUSRESPONSE']._serialized_end=643
-  _globals['_MEMBER']._serialized_start=646
-  _globals['_MEMBER']._serialized_end=840
-  _globals['_MEMBERLISTREQUEST']._serialized_start=842
-  _globals['_MEMBERLISTREQUEST']._serialized_end=861
-  _globals['_MEMBERLISTRESPONSE']._serialized_start=864
-  _globals['_MEMBERLISTRESPONSE']._serialized_end=1001
-  _globals['_MEMBERADDREQUEST']._serialized_start=1003
-  _globals['_MEMBERADDREQUEST']._serialized_end=1057
-  _globals['_MEMBERPROMOTEREQUEST']._serialized_start=1059
-  _globals['_MEMBERPROMOTEREQUEST']._serialized_end=1096
-  _globals['_MEMBERREMOVEREQUEST']._serialized_start=1098
-  _globals['_MEMBERREMOVEREQUEST']._serialized_end=1134
-  _globals['_MEMBERREPLACEREQUEST']._serialized_start=1136
-  _globals['_MEMBERREPLACEREQUEST']._serialized_end=1172
-  _globals['_LEADERMOVEREQUEST']._serialized_start=1174
-  _globals['_LEADERMOVEREQUEST']._serialized_end=1210
-  _globals['_LEADERMOVERESPONSE']._serialized_start=1212
-  _globals['_LEADERMOVERESPONSE']._serialized_end=1285
-  _globals['_SUBSCRIBERSTATUS']._serialized_start=1288
-  _globals['_SUBSCRIBERSTATUS']._serialized_end=1421
-  _globals['_CLUSTER']._serialized_start=1535
-  _globals['_CLUSTER']._serialized_end=2165
+  _globals['_STATUSRESPONSE']._serialized_end=680
+  _globals['_MEMBER']._serialized_start=683
+  _globals['_MEMBER']._serialized_end=877
+  _globals['_MEMBERLISTREQUEST']._serialized_start=879
+  _globals['_MEMBERLISTREQUEST']._serialized_end=898
+  _globals['_MEMBERLISTRESPONSE']._serialized_start=901
+  _globals['_MEMBERLISTRESPONSE']._serialized_end=1038
+  _globals['_MEMBERADDREQUEST']._serialized_start=1040
+  _globals['_MEMBERADDREQUEST']._serialized_end=1094
+  _globals['_MEMBERPROMOTEREQUEST']._serialized_start=1096
+  _globals['_MEMBERPROMOTEREQUEST']._serialized_end=1133
+  _globals['_MEMBERREMOVEREQUEST']._serialized_start=1135
+  _globals['_MEMBERREMOVEREQUEST']._serialized_end=1171
+  _globals['_MEMBERREPLACEREQUEST']._serialized_start=1173
+  _globals['_MEMBERREPLACEREQUEST']._serialized_end=1209
+  _globals['_LEADERMOVEREQUEST']._serialized_start=1211
+  _globals['_LEADERMOVEREQUEST']._serialized_end=1247
+  _globals['_LEADERMOVERESPONSE']._serialized_start=1249
+  _globals['_LEADERMOVERESPONSE']._serialized_end=1322
+  _globals['_SUBSCRIBERSTATUS']._serialized_start=1325
+  _globals['_SUBSCRIBERSTATUS']._serialized_end=1458
+  _globals['_CLUSTER']._serialized_start=1572
+  _globals['_CLUSTER']._serialized_end=2202
 # @@protoc_insertion_point(module_scope)

@@ -40,7 +40,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusResponse(_message.Message):
-    __slots__ = ("cluster_id", "name", "node_id", "version", "role", "leader_id", "term", "last_log_index", "committed_index", "applied_index", "epoch", "revision", "digest", "routes", "ready", "leader_contact_age_ms", "members", "subscribers", "waiting_for", "lineage", "problem", "disk_sync_us", "disk_slow")
+    __slots__ = ("cluster_id", "name", "node_id", "version", "role", "leader_id", "term", "last_log_index", "committed_index", "applied_index", "epoch", "revision", "digest", "routes", "ready", "leader_contact_age_ms", "members", "subscribers", "waiting_for", "lineage", "problem", "disk_sync_us", "disk_slow", "held", "held_until_ms")
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +64,8 @@ class StatusResponse(_message.Message):
     PROBLEM_FIELD_NUMBER: _ClassVar[int]
     DISK_SYNC_US_FIELD_NUMBER: _ClassVar[int]
     DISK_SLOW_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    HELD_UNTIL_MS_FIELD_NUMBER: _ClassVar[int]
     cluster_id: str
     name: str
     node_id: int
@@ -87,7 +89,9 @@ class StatusResponse(_message.Message):
     problem: str
     disk_sync_us: int
     disk_slow: bool
-    def __init__(self, cluster_id: _Optional[str] = ..., name: _Optional[str] = ..., node_id: _Optional[int] = ..., version: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., leader_id: _Optional[int] = ..., term: _Optional[int] = ..., last_log_index: _Optional[int] = ..., committed_index: _Optional[int] = ..., applied_index: _Optional[int] = ..., epoch: _Optional[int] = ..., revision: _Optional[int] = ..., digest: _Optional[bytes] = ..., routes: _Optional[int] = ..., ready: bool = ..., leader_contact_age_ms: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., subscribers: _Optional[_Iterable[_Union[SubscriberStatus, _Mapping]]] = ..., waiting_for: _Optional[str] = ..., lineage: _Optional[_Iterable[str]] = ..., problem: _Optional[str] = ..., disk_sync_us: _Optional[int] = ..., disk_slow: bool = ...) -> None: ...
+    held: int
+    held_until_ms: int
+    def __init__(self, cluster_id: _Optional[str] = ..., name: _Optional[str] = ..., node_id: _Optional[int] = ..., version: _Optional[str] = ..., role: _Optional[_Union[Role, str]] = ..., leader_id: _Optional[int] = ..., term: _Optional[int] = ..., last_log_index: _Optional[int] = ..., committed_index: _Optional[int] = ..., applied_index: _Optional[int] = ..., epoch: _Optional[int] = ..., revision: _Optional[int] = ..., digest: _Optional[bytes] = ..., routes: _Optional[int] = ..., ready: bool = ..., leader_contact_age_ms: _Optional[int] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., subscribers: _Optional[_Iterable[_Union[SubscriberStatus, _Mapping]]] = ..., waiting_for: _Optional[str] = ..., lineage: _Optional[_Iterable[str]] = ..., problem: _Optional[str] = ..., disk_sync_us: _Optional[int] = ..., disk_slow: bool = ..., held: _Optional[int] = ..., held_until_ms: _Optional[int] = ...) -> None: ...
 
 class Member(_message.Message):
     __slots__ = ("node_id", "name", "peer_address", "client_address", "voter", "matched_index", "contact_age_ms")

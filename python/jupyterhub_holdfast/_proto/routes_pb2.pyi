@@ -7,18 +7,28 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Route(_message.Message):
-    __slots__ = ("routespec", "target", "data", "namespace", "mod_revision")
+    __slots__ = ("routespec", "target", "data", "namespace", "mod_revision", "hold")
     ROUTESPEC_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     MOD_REVISION_FIELD_NUMBER: _ClassVar[int]
+    HOLD_FIELD_NUMBER: _ClassVar[int]
     routespec: str
     target: str
     data: str
     namespace: str
     mod_revision: int
-    def __init__(self, routespec: _Optional[str] = ..., target: _Optional[str] = ..., data: _Optional[str] = ..., namespace: _Optional[str] = ..., mod_revision: _Optional[int] = ...) -> None: ...
+    hold: Hold
+    def __init__(self, routespec: _Optional[str] = ..., target: _Optional[str] = ..., data: _Optional[str] = ..., namespace: _Optional[str] = ..., mod_revision: _Optional[int] = ..., hold: _Optional[_Union[Hold, _Mapping]] = ...) -> None: ...
+
+class Hold(_message.Message):
+    __slots__ = ("since_ms", "until_ms")
+    SINCE_MS_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_MS_FIELD_NUMBER: _ClassVar[int]
+    since_ms: int
+    until_ms: int
+    def __init__(self, since_ms: _Optional[int] = ..., until_ms: _Optional[int] = ...) -> None: ...
 
 class Change(_message.Message):
     __slots__ = ("put", "delete")
@@ -45,7 +55,7 @@ class RouteRevision(_message.Message):
     def __init__(self, routespec: _Optional[str] = ..., mod_revision: _Optional[int] = ...) -> None: ...
 
 class WriteRequest(_message.Message):
-    __slots__ = ("changes", "preconditions", "namespace", "session", "sequence", "wait_for_proxies_ms", "hub_epoch", "retry")
+    __slots__ = ("changes", "preconditions", "namespace", "session", "sequence", "wait_for_proxies_ms", "hub_epoch", "retry", "deletes_expected")
     CHANGES_FIELD_NUMBER: _ClassVar[int]
     PRECONDITIONS_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +64,7 @@ class WriteRequest(_message.Message):
     WAIT_FOR_PROXIES_MS_FIELD_NUMBER: _ClassVar[int]
     HUB_EPOCH_FIELD_NUMBER: _ClassVar[int]
     RETRY_FIELD_NUMBER: _ClassVar[int]
+    DELETES_EXPECTED_FIELD_NUMBER: _ClassVar[int]
     changes: _containers.RepeatedCompositeFieldContainer[Change]
     preconditions: _containers.RepeatedCompositeFieldContainer[Precondition]
     namespace: str
@@ -62,7 +73,8 @@ class WriteRequest(_message.Message):
     wait_for_proxies_ms: int
     hub_epoch: int
     retry: bool
-    def __init__(self, changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., preconditions: _Optional[_Iterable[_Union[Precondition, _Mapping]]] = ..., namespace: _Optional[str] = ..., session: _Optional[bytes] = ..., sequence: _Optional[int] = ..., wait_for_proxies_ms: _Optional[int] = ..., hub_epoch: _Optional[int] = ..., retry: bool = ...) -> None: ...
+    deletes_expected: int
+    def __init__(self, changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., preconditions: _Optional[_Iterable[_Union[Precondition, _Mapping]]] = ..., namespace: _Optional[str] = ..., session: _Optional[bytes] = ..., sequence: _Optional[int] = ..., wait_for_proxies_ms: _Optional[int] = ..., hub_epoch: _Optional[int] = ..., retry: bool = ..., deletes_expected: _Optional[int] = ...) -> None: ...
 
 class OpenHubRequest(_message.Message):
     __slots__ = ("namespace", "hub")
@@ -79,20 +91,46 @@ class OpenHubResponse(_message.Message):
     def __init__(self, hub_epoch: _Optional[int] = ...) -> None: ...
 
 class WriteResponse(_message.Message):
-    __slots__ = ("revision", "epoch", "changed", "proxies_live", "proxies_synced", "proxies_lagging")
+    __slots__ = ("revision", "epoch", "changed", "proxies_live", "proxies_synced", "proxies_lagging", "held")
     REVISION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CHANGED_FIELD_NUMBER: _ClassVar[int]
     PROXIES_LIVE_FIELD_NUMBER: _ClassVar[int]
     PROXIES_SYNCED_FIELD_NUMBER: _ClassVar[int]
     PROXIES_LAGGING_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
     revision: int
     epoch: int
     changed: bool
     proxies_live: int
     proxies_synced: int
     proxies_lagging: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, revision: _Optional[int] = ..., epoch: _Optional[int] = ..., changed: bool = ..., proxies_live: _Optional[int] = ..., proxies_synced: _Optional[int] = ..., proxies_lagging: _Optional[_Iterable[str]] = ...) -> None: ...
+    held: int
+    def __init__(self, revision: _Optional[int] = ..., epoch: _Optional[int] = ..., changed: bool = ..., proxies_live: _Optional[int] = ..., proxies_synced: _Optional[int] = ..., proxies_lagging: _Optional[_Iterable[str]] = ..., held: _Optional[int] = ...) -> None: ...
+
+class SettleHeldRequest(_message.Message):
+    __slots__ = ("settlement", "routes")
+    class Settlement(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        SETTLEMENT_UNSPECIFIED: _ClassVar[SettleHeldRequest.Settlement]
+        CONFIRM: _ClassVar[SettleHeldRequest.Settlement]
+        REJECT: _ClassVar[SettleHeldRequest.Settlement]
+    SETTLEMENT_UNSPECIFIED: SettleHeldRequest.Settlement
+    CONFIRM: SettleHeldRequest.Settlement
+    REJECT: SettleHeldRequest.Settlement
+    SETTLEMENT_FIELD_NUMBER: _ClassVar[int]
+    ROUTES_FIELD_NUMBER: _ClassVar[int]
+    settlement: SettleHeldRequest.Settlement
+    routes: _containers.RepeatedCompositeFieldContainer[RouteRevision]
+    def __init__(self, settlement: _Optional[_Union[SettleHeldRequest.Settlement, str]] = ..., routes: _Optional[_Iterable[_Union[RouteRevision, _Mapping]]] = ...) -> None: ...
+
+class SettleHeldResponse(_message.Message):
+    __slots__ = ("revision", "settled")
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    SETTLED_FIELD_NUMBER: _ClassVar[int]
+    revision: int
+    settled: int
+    def __init__(self, revision: _Optional[int] = ..., settled: _Optional[int] = ...) -> None: ...
 
 class GetRequest(_message.Message):
     __slots__ = ("routespec",)
@@ -111,12 +149,14 @@ class GetResponse(_message.Message):
     def __init__(self, route: _Optional[_Union[Route, _Mapping]] = ..., revision: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class ListRequest(_message.Message):
-    __slots__ = ("namespace", "prefix")
+    __slots__ = ("namespace", "prefix", "held")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     PREFIX_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     prefix: str
-    def __init__(self, namespace: _Optional[str] = ..., prefix: _Optional[str] = ...) -> None: ...
+    held: bool
+    def __init__(self, namespace: _Optional[str] = ..., prefix: _Optional[str] = ..., held: bool = ...) -> None: ...
 
 class ListResponse(_message.Message):
     __slots__ = ("revision", "epoch", "routes", "total", "digest")
@@ -133,12 +173,14 @@ class ListResponse(_message.Message):
     def __init__(self, revision: _Optional[int] = ..., epoch: _Optional[int] = ..., routes: _Optional[_Iterable[_Union[Route, _Mapping]]] = ..., total: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class SubscribeRequest(_message.Message):
-    __slots__ = ("start", "ack")
+    __slots__ = ("start", "ack", "target_refused")
     START_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
+    TARGET_REFUSED_FIELD_NUMBER: _ClassVar[int]
     start: Start
     ack: Ack
-    def __init__(self, start: _Optional[_Union[Start, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ...) -> None: ...
+    target_refused: RouteRevision
+    def __init__(self, start: _Optional[_Union[Start, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., target_refused: _Optional[_Union[RouteRevision, _Mapping]] = ...) -> None: ...
 
 class Start(_message.Message):
     __slots__ = ("has_table", "cluster_id", "epoch", "revision", "name", "proxy")

@@ -53,6 +53,11 @@ class RoutesStub(object):
                 request_serializer=holdfast_dot_v1_dot_routes__pb2.ListRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_routes__pb2.ListResponse.FromString,
                 )
+        self.SettleHeld = channel.unary_unary(
+                '/holdfast.v1.Routes/SettleHeld',
+                request_serializer=holdfast_dot_v1_dot_routes__pb2.SettleHeldRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_routes__pb2.SettleHeldResponse.FromString,
+                )
         self.Subscribe = channel.stream_stream(
                 '/holdfast.v1.Routes/Subscribe',
                 request_serializer=holdfast_dot_v1_dot_routes__pb2.SubscribeRequest.SerializeToString,
@@ -119,6 +124,14 @@ class RoutesServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SettleHeld(self, request, context):
+        """Ends holds (see below), as an operator decides. Of the routes that are named those are passed over that are not held,
+        or not in that version: so what is confirmed is what was looked at.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Subscribe(self, request_iterator, context):
         """Follows the table. See the comment above SubscribeRequest for order, gaps and reconnects.
         """
@@ -148,6 +161,11 @@ def add_RoutesServicer_to_server(servicer, server):
                     servicer.List,
                     request_deserializer=holdfast_dot_v1_dot_routes__pb2.ListRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_routes__pb2.ListResponse.SerializeToString,
+            ),
+            'SettleHeld': grpc.unary_unary_rpc_method_handler(
+                    servicer.SettleHeld,
+                    request_deserializer=holdfast_dot_v1_dot_routes__pb2.SettleHeldRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_routes__pb2.SettleHeldResponse.SerializeToString,
             ),
             'Subscribe': grpc.stream_stream_rpc_method_handler(
                     servicer.Subscribe,
@@ -248,6 +266,23 @@ class Routes(object):
         return grpc.experimental.unary_stream(request, target, '/holdfast.v1.Routes/List',
             holdfast_dot_v1_dot_routes__pb2.ListRequest.SerializeToString,
             holdfast_dot_v1_dot_routes__pb2.ListResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def SettleHeld(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/holdfast.v1.Routes/SettleHeld',
+            holdfast_dot_v1_dot_routes__pb2.SettleHeldRequest.SerializeToString,
+            holdfast_dot_v1_dot_routes__pb2.SettleHeldResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::batch::Change;
-use crate::held::{Hold, HoldPolicy};
 use crate::route::{Route, RouteSpec};
 
 /// Without a policy no deletion is held.
@@ -30,7 +29,6 @@ fn a_late_duplicate_does_not_bring_a_deleted_route_back() {
     state.apply(
         2,
         &STAMP,
-        &STAMP,
         &Command {
             batch: delete("/user/a/"),
             session: Some(([2; 16], 1)),
@@ -42,7 +40,6 @@ fn a_late_duplicate_does_not_bring_a_deleted_route_back() {
     assert!(state.table.is_empty());
     state.apply(
         4,
-        &STAMP,
         &STAMP,
         &Command {
             batch: put("/user/b/", 1),
@@ -123,7 +120,6 @@ fn deletions_beyond_the_bound_move_the_horizon() {
     state.apply(
         1,
         &STAMP,
-        &STAMP,
         &Command {
             batch: batch(|spec| Change::Put(Route::parse(spec, "http://h:1", "", "").unwrap())),
             session: None,
@@ -131,7 +127,6 @@ fn deletions_beyond_the_bound_move_the_horizon() {
     );
     state.apply(
         2,
-        &STAMP,
         &STAMP,
         &Command {
             batch: put("/last/", 1),
@@ -141,7 +136,6 @@ fn deletions_beyond_the_bound_move_the_horizon() {
     assert!(state.history.since(Revision(1), &state.table).is_some());
     state.apply(
         3,
-        &STAMP,
         &STAMP,
         &Command {
             batch: batch(|spec| Change::Delete(RouteSpec::parse(spec).unwrap())),
