@@ -22,7 +22,7 @@ use tonic::{Request, Status};
 use crate::fixture::cluster::SOON;
 use crate::history::{Ask, Content, History, Told, Version, digest};
 
-/// The routes that everybody writes and reads. The last two are always written together.
+/// The routes that everybody writes and reads: so few that no deletion is held. The last two are always written together.
 const SPECS: [&str; 8] = [
     "/",
     "/user/alice/",
@@ -292,7 +292,7 @@ impl Caller {
     async fn list(&mut self) {
         let request = proto::ListRequest {
             namespace: "*".into(),
-            prefix: String::new(),
+            ..Default::default()
         };
         let call = self.history.begin(&self.who, Ask::List);
         let mut client = self.someone();

@@ -14,6 +14,9 @@ use crate::table::{Entry, Table};
 /// not fill the memory with them.
 pub const HELD_MAX: usize = 250_000;
 
+/// The most holds that are ended at once when their time is over: by a small entry, which is not expected to take long.
+pub const EXPIRED_MAX: usize = 1_000;
+
 /// When deletions are held, and for how long. A batch that would lose its namespace more than both bounds allow within the
 /// window is held with all of its deletions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,11 +148,11 @@ impl Holds {
         self.by_end.get_min().map(|(until_ms, _)| *until_ms)
     }
 
-    /// The routes whose holds have ended by then.
+    /// The routes whose holds have ended by then, the first [`EXPIRED_MAX`] of them.
     pub(crate) fn ended(&self, now_ms: u64) -> Vec<RouteKey> {
         let ends = self.by_end.iter();
         let ended = ends.take_while(|(until_ms, _)| *until_ms <= now_ms);
-        ended.map(|(_, key)| key.clone()).collect()
+        ended.map(|(_, key)| key.clone()).take(EXPIRED_MAX).collect()
     }
 
     /// What was lost lately.

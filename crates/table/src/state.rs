@@ -281,7 +281,7 @@ impl State {
         self.end_holds(&gone, marked, losses)
     }
 
-    /// Lets go of the routes whose holds have ended.
+    /// Lets go of routes whose holds have ended, [`EXPIRED_MAX`](crate::held::EXPIRED_MAX) of them at once.
     pub fn expire(&mut self, stamp: &Stamp) -> Outcome {
         let ended = self.holds.ended(stamp.time_ms);
         let gone: Vec<_> = ended.iter().filter_map(|key| self.let_go(key)).collect();

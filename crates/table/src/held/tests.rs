@@ -303,6 +303,20 @@ fn a_hold_ends_by_itself() {
 }
 
 #[test]
+fn holds_end_so_many_at_once_and_the_first_ones_first() {
+    let mut state = with(1_500);
+    write(&mut state, 1, deletes(1_000..1_500));
+    write(&mut state, 2, deletes(0..1_000));
+    assert_eq!(state.holds.len(), 1_500);
+    let over = at(700_000);
+    let gone = state.expire(&over).delta.unwrap().deletes;
+    assert_eq!(gone.len(), EXPIRED_MAX);
+    assert!((1_000..1_500).all(|n| gone.contains(&spec(n))));
+    assert_eq!(state.expire(&over).delta.unwrap().deletes.len(), 500);
+    assert_eq!(state.expire(&over).delta, None);
+}
+
+#[test]
 fn holds_are_part_of_the_digest_and_come_back_from_their_rows() {
     let mut state = with(20);
     write(&mut state, 1, deletes(0..12));
