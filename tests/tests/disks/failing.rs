@@ -1,14 +1,10 @@
 //! A sync fails, and what it should have kept is gone, as after a real failure; or a write fails.
 
-use std::time::Duration;
-
 use anyhow::Result;
-use holdfast_client::{Endpoints, RouteWriter, WriterOptions};
-use holdfast_table::{Batch, Change, Namespace, Route};
 use holdfast_tests::apart::disks::{Call, FailingDisk};
 use holdfast_tests::fixture::Cluster;
 
-use crate::{Disk, all_at_once, one_after_the_other};
+use crate::{Disk, all_at_once, one_after_the_other, write_much};
 
 /// Votes and entries. Its files' names are numbers.
 const WRITE_AHEAD_LOG: &str = "/db/0";
@@ -16,10 +12,6 @@ const WRITE_AHEAD_LOG: &str = "/db/0";
 const MANIFEST: &str = "/db/MANIFEST";
 /// What was in memory once it is too much for that.
 const TABLES: &str = ".sst";
-
-/// Routes of one batch that has to leave the memory soon: 3 MB, of 24 MiB that are kept there.
-const HEAVY_ROUTES: usize = 50;
-const HEAVY_DATA: usize = 60_000;
 
 struct Failing {
     disk: FailingDisk,
@@ -42,24 +34,6 @@ impl Disk for Failing {
             _ => write_much(cluster).await,
         }
     }
-}
-
-/// Makes the replicas write tables. Nobody counts on what it writes: it may be refused, or never answered.
-async fn write_much(cluster: &Cluster) -> Result<()> {
-    let data = format!(r#"{{"x":"{}"}}"#, "y".repeat(HEAVY_DATA));
-    // Another one every time, for what changes nothing is not written.
-    let target = format!("http://127.0.0.1:9/{}", rand::random::<u64>());
-    let changes =
-        (0..HEAVY_ROUTES).map(|at| Ok(Change::Put(Route::parse(&format!("/heavy/{at}/"), &target, &data, "")?)));
-    let batch = Batch::new(Namespace::default(), changes.collect::<Result<_>>()?, Vec::new())?;
-    let options = WriterOptions {
-        timeout: Duration::from_secs(2),
-        ..WriterOptions::default()
-    };
-    let _ = RouteWriter::new(Endpoints::parse(&cluster.endpoints())?, options)
-        .write(batch)
-        .await;
-    Ok(())
 }
 
 async fn cluster(call: Call, part: &'static str) -> Result<(Cluster, Vec<Failing>)> {

@@ -5,9 +5,9 @@ use holdfast_tests::apart::apart;
 use holdfast_tests::apart::disks::SmallDisk;
 use holdfast_tests::fixture::Cluster;
 
-use crate::{Disk, all_at_once, one_after_the_other};
+use crate::{Disk, all_at_once, one_after_the_other, write_much};
 
-const MIB: u32 = 64;
+const MIB: u32 = 128;
 
 impl Disk for SmallDisk {
     fn fail(&self) -> Result<()> {
@@ -16,6 +16,11 @@ impl Disk for SmallDisk {
 
     fn mend(&self) -> Result<()> {
         self.free()
+    }
+
+    /// What RocksDB reserved for its log before the disk was full still takes some tens of MiB.
+    async fn provoke(&self, cluster: &Cluster) -> Result<()> {
+        write_much(cluster).await
     }
 }
 

@@ -3,13 +3,21 @@
 mod failing;
 mod full;
 
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
+use holdfast_client::{Endpoints, RouteWriter, WriterOptions};
+use holdfast_table::{Batch, Change, Namespace, Route};
 use holdfast_tests::fixture::cluster::SOON;
 use holdfast_tests::fixture::{Cluster, until};
 use holdfast_tests::writes::WriteLoad;
 
 /// What a replica ends with when its disk fails.
 const DISK_FAILED: i32 = 74;
+
+/// Routes of one batch that has to leave the memory soon: 3 MB, of 24 MiB that are kept there.
+const HEAVY_ROUTES: usize = 50;
+const HEAVY_DATA: usize = 60_000;
 
 /// The disk of one replica.
 trait Disk {
@@ -20,9 +28,7 @@ trait Disk {
     fn mend(&self) -> Result<()>;
 
     /// Has the replicas write what it would not take, where a few small writes are not enough.
-    async fn provoke(&self, _: &Cluster) -> Result<()> {
-        Ok(())
-    }
+    async fn provoke(&self, cluster: &Cluster) -> Result<()>;
 }
 
 /// A follower's disk fails, and then the leader's: that replica ends, the others go on, and it comes back when the disk is
@@ -108,5 +114,23 @@ async fn ends_for_its_disk(cluster: &mut Cluster, at: usize, disks: &[impl Disk]
         "{name}: {ended}\n{}",
         process.log_tail(20)
     );
+    Ok(())
+}
+
+/// Fills the replicas' memory and their log, so that they write tables. Nobody counts on what it writes: it may be refused, or never answered.
+async fn write_much(cluster: &Cluster) -> Result<()> {
+    let data = format!(r#"{{"x":"{}"}}"#, "y".repeat(HEAVY_DATA));
+    // Another one every time, for what changes nothing is not written.
+    let target = format!("http://127.0.0.1:9/{}", rand::random::<u64>());
+    let changes =
+        (0..HEAVY_ROUTES).map(|at| Ok(Change::Put(Route::parse(&format!("/heavy/{at}/"), &target, &data, "")?)));
+    let batch = Batch::new(Namespace::default(), changes.collect::<Result<_>>()?, Vec::new())?;
+    let options = WriterOptions {
+        timeout: Duration::from_secs(2),
+        ..WriterOptions::default()
+    };
+    let _ = RouteWriter::new(Endpoints::parse(&cluster.endpoints())?, options)
+        .write(batch)
+        .await;
     Ok(())
 }
