@@ -177,10 +177,12 @@ impl Subscriber {
         let start = subscribe_request::Frame::Start(self.following.start(&self.name, self.proxy));
         // The latest is enough: an acknowledgement stands for all before it.
         let (acks, acked) = watch::channel(Acked::default());
-        let acks_to_send = WatchStream::from_changes(acked).map(|ack| subscribe_request::Frame::Ack(ack.into()));
+        let acked = WatchStream::from_changes(acked).map(|ack| Some(subscribe_request::Frame::Ack(ack.into())));
         let refused = self.refusals.stream().map(subscribe_request::Frame::TargetRefused);
+        // The end of the acknowledgements is the end of all: a call whose requests go on would stay open at the replica.
+        let told = acked.chain(tokio_stream::once(None)).merge(refused.map(Some));
         let requests = tokio_stream::once(start)
-            .chain(acks_to_send.merge(refused))
+            .chain(told.map_while(|frame| frame))
             .map(request);
         let mut client = RoutesClient::new(replica.channel()).max_decoding_message_size(MESSAGE_BYTES_MAX);
         match timeout_at(hello_by, client.subscribe(requests)).await {
