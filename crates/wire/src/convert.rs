@@ -369,7 +369,7 @@ mod tests {
                 mod_revision: 3,
             }],
         };
-        let read = |request| <(Settlement, Vec<(RouteSpec, Revision)>)>::try_from(request);
+        let read = |request: &proto::SettleHeldRequest| <(Settlement, Vec<(RouteSpec, Revision)>)>::try_from(request);
         let routes = vec![(RouteSpec::parse("/a/").unwrap(), Revision(3))];
         assert_eq!(read(&request).unwrap(), (Settlement::Reject, routes));
         request.settlement = 0;

@@ -5,6 +5,8 @@ use anyhow::{Result, ensure};
 use holdfast_table::{Batch, Change, Namespace, Route};
 use holdfast_tests::fixture::{Cluster, Finished};
 use hyper::Method;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 
 use crate::ask;
@@ -155,11 +157,14 @@ async fn what_was_exported_is_imported_byte_for_byte() -> Result<()> {
     ensure!(ask(&from, &[&export[..], &["--force"]].concat()).await?.code == Some(0));
     let printed = ask(&from, &["export", "--namespace", "*"]).await?;
     ensure!(printed.stdout == std::fs::read_to_string(&file)?, "{printed:?}");
-    let listed = said(&ask(&from, &["export"]).await?)?;
-    ensure!(
-        listed["revision"] == 2 && listed["routes"].as_array().map(Vec::len) == Some(4),
-        "{listed}"
-    );
+    // Its data is not looked at: a number in it is larger than this parser's.
+    #[derive(Debug, Deserialize)]
+    struct Exported {
+        revision: u64,
+        routes: Vec<IgnoredAny>,
+    }
+    let exported: Exported = serde_json::from_str(&ask(&from, &["export"]).await?.stdout)?;
+    ensure!(exported.revision == 2 && exported.routes.len() == 4, "{exported:?}");
 
     let endpoints = from.endpoints().join(",");
     for source in [vec![name.as_str()], vec!["--from-endpoints", &endpoints]] {

@@ -162,6 +162,7 @@ mod tests {
                     modified: Revision(1),
                 })
                 .collect(),
+            holds: Vec::new(),
         };
         let exported = document(&listing).unwrap();
         let (drafts, mistakes) = source::read(&exported, false).unwrap();
