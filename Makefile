@@ -17,7 +17,7 @@ export HOLDFAST_BIN := $(CARGO_TARGET_DIR)/debug/holdfast
 INCIDENT := $(CARGO_TARGET_DIR)/debug/incident $(if $(PAUSE),--pause)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo demo-chp test sim sim-planted faults herd verify fix bench bench-store bench-proxy
+.PHONY: help setup build demo demo-chp test sim sim-planted faults herd verify fix wheel bench bench-store bench-proxy
 
 help: ## lists these commands
 	@grep -hE '^[a-z-]+:.* ## ' Makefile | sed -E 's/^([a-z-]+):.* ## (.*)/  make \1\t\2/' | expand -t 20
@@ -61,6 +61,9 @@ fix: setup ## formats, and applies what the linters can repair by themselves
 	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
 	$(HOLDFAST_VENV)/bin/ruff check --fix .
 	$(HOLDFAST_VENV)/bin/ruff format .
+
+wheel: $(if $(RELEASE),setup,build) ## one wheel that brings JupyterHub's class and the program (RELEASE=1: built for release)
+	@RELEASE=$(RELEASE) scripts/wheel.sh
 
 bench: bench-store bench-proxy ## both benchmarks
 

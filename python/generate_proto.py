@@ -5,7 +5,7 @@
     python generate_proto.py --check    change nothing; exit 1 if they would change
 
 The generator is pinned to an old one on purpose. Code from protoc 25 and grpcio-tools 1.62 carries no check of the
-version it runs on, so it works with every protobuf from 4.25 and every grpcio from 1.60 on; newer generators refuse
+version it runs on, so it works with every protobuf from 3.20 and every grpcio from 1.46 on; newer generators refuse
 older runtimes, and the hub's environment belongs to its operator. The pinned generator has wheels for CPython up to
 3.12 and wants an old protobuf, so it runs in an environment of its own, made for the purpose and thrown away.
 """

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import socket
+import sysconfig
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -141,7 +142,11 @@ class HoldfastProxy(Proxy):
     command = Command(
         ["holdfast"],
         config=True,
-        help="The command that starts Holdfast, without its subcommand. Only with `should_start`.",
+        help="""
+        The command that starts Holdfast, without its subcommand. Only with `should_start`.
+
+        Default: the program that came with this package, else the one on the PATH.
+        """,
     )
 
     data_dir = Unicode(
@@ -210,6 +215,12 @@ class HoldfastProxy(Proxy):
         config=True,
         help="How often to look whether Holdfast still runs, in seconds. Only with `should_start`.",
     )
+
+    @default("command")
+    def _command_default(self) -> list[str]:
+        # A hub is often started by its path, without its environment's programs on the PATH.
+        ours = os.path.join(sysconfig.get_path("scripts"), "holdfast")
+        return [ours if os.access(ours, os.X_OK) else "holdfast"]
 
     @default("auth_token")
     def _auth_token_default(self) -> str:

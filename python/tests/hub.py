@@ -41,10 +41,11 @@ c.JupyterHub.load_roles = [
 class Hub:
     """JupyterHub in `directory`, with `settings` (lines of Python) after the configuration above.
 
-    It may be stopped and started again; database and everything else stay in the directory.
+    It may be stopped and started again; database and everything else stay in the directory. `python` is that of the
+    environment it runs in.
     """
 
-    def __init__(self, directory, public_port, settings, base_url="/"):
+    def __init__(self, directory, public_port, settings, base_url="/", python=sys.executable):
         self.directory = Path(directory)
         self.directory.mkdir(exist_ok=True)
         self.homes = self.directory / "homes"
@@ -55,13 +56,14 @@ class Hub:
         self.public_url = f"http://127.0.0.1:{public_port}"
         self.base_url = base_url
         self.process = None
+        self.python = python
         self.config_path = self.directory / "jupyterhub_config.py"
         config = CONFIG.format(
             public_port=public_port,
             base_url=base_url,
             hub_port=self.hub_port,
             homes=str(self.homes),
-            python=sys.executable,
+            python=python,
             token=API_TOKEN,
         )
         self.config_path.write_text(config + "\n".join(settings) + "\n")
@@ -76,7 +78,7 @@ class Hub:
         """Starts the process and does not wait for it."""
         with self.log_path.open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "jupyterhub", "--config", self.config_path],
+                [self.python, "-m", "jupyterhub", "--config", self.config_path],
                 cwd=self.directory,
                 env=os.environ | {"PYTHONUNBUFFERED": "1"},
                 stdin=subprocess.DEVNULL,
