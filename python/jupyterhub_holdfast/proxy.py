@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 from jupyterhub.metrics import CHECK_ROUTES_DURATION_SECONDS, PROXY_POLL_DURATION_SECONDS
 from jupyterhub.proxy import Proxy
 from jupyterhub.traitlets import Command
+from jupyterhub.utils import url_path_join
 from tornado.httpclient import HTTPClientError
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 from traitlets import Bool, Float, Integer, List, TraitError, Unicode, default, observe, validate
@@ -398,11 +399,12 @@ class HoldfastProxy(Proxy):
         """
         self._refuse_unsupported()
         address = urlsplit(self.public_url)
-        ip, port = await _ip_address(address.hostname), address.port or 80
+        ip, port = await _ip_address(address.hostname), address.port or (443 if address.scheme == "https" else 80)
         arguments = ["--replicas", str(self.replicas), "--proxies", str(self.proxies), "--port", str(port)]
         if ip:
             arguments += ["--ip", ip]
         arguments += ["--base-port", str(self.base_port), "--proxy-admin-base", str(self.proxy_admin_base)]
+        arguments += ["--error-target", url_path_join(self.hub.url, "error"), *self._tls_arguments()]
         self.log.info("Starting Holdfast @ %s with its data in %s", self.public_url, os.path.abspath(self.data_dir))
         process = self._process = UpProcess(self.command, os.path.abspath(self.data_dir), self.log)
         self.endpoints = [f"127.0.0.1:{self.base_port + 10 * i}" for i in range(self.replicas)]
@@ -434,25 +436,27 @@ class HoldfastProxy(Proxy):
             await self._process.stop(self.stop_timeout)
 
     def _refuse_unsupported(self) -> None:
-        """Serving plain HTTP where TLS was asked for would be worse than not starting."""
-        if self.ssl_key or self.ssl_cert:
+        if urlsplit(self.public_url).scheme not in ("http", "https"):
             raise RuntimeError(
-                "JupyterHub.ssl_key and ssl_cert: Holdfast's proxies do not terminate TLS yet. Remove these settings "
-                "and put a TLS terminator in front of the public port"
-            )
-        if getattr(self.app, "internal_ssl", False):
-            raise RuntimeError(
-                "JupyterHub.internal_ssl: Holdfast's proxies do not speak TLS to targets yet, turn it off"
-            )
-        if not self.public_url.startswith("http://"):
-            raise RuntimeError(
-                f"JupyterHub.bind_url: Holdfast's proxies listen on http://ip:port, not {self.public_url}"
+                f"JupyterHub.bind_url: `holdfast up` listens on http://ip:port or https://ip:port, not {self.public_url}. "
+                "For a unix socket start `holdfast replica` and `holdfast proxy --socket` yourself, and set "
+                "c.HoldfastProxy.should_start = False"
             )
         if self.endpoints != [DEFAULT_ENDPOINT] and self._process is None:
             raise RuntimeError(
                 f"HoldfastProxy.endpoints names a cluster, {self.endpoints}, and should_start asks for a new one. Set "
                 "c.HoldfastProxy.should_start = False to use the cluster, or remove endpoints to start one"
             )
+
+    def _tls_arguments(self) -> list[str]:
+        """What proxies are told about TLS: towards users, and with `internal_ssl` towards the hub and users' servers."""
+        files = {"ssl-key": self.ssl_key, "ssl-cert": self.ssl_cert}
+        if self.app.internal_ssl:
+            ours = self.app.internal_proxy_certs["proxy-client"]
+            files["client-ssl-key"] = ours["keyfile"]
+            files["client-ssl-cert"] = ours["certfile"]
+            files["client-ssl-ca"] = self.app.internal_trust_bundles["proxy-client-ca"]
+        return [text for flag, file in files.items() if file for text in (f"--{flag}", file)]
 
     async def _wait_until_ready(self, process: UpProcess, ip: str, port: int) -> None:
         deadline = time.monotonic() + self.start_timeout
@@ -474,8 +478,9 @@ class HoldfastProxy(Proxy):
             await self.client.get("/", timeout=1.0)
         except Unavailable as e:
             return str(e)
+        scheme = urlsplit(self.public_url).scheme
         for number in range(self.proxies):
-            problem = await _why_not(f"http://{_connect_address(ip)}:{port + number}/_chp_healthz")
+            problem = await _why_not(f"{scheme}://{_connect_address(ip)}:{port + number}/_chp_healthz")
             # A proxy serves from its copy on disk before it follows the replicas; until then no write waits for it.
             problem = problem or await _why_not(
                 f"http://127.0.0.1:{self.proxy_admin_base + number}/status",
@@ -543,7 +548,8 @@ async def _why_not(url: str, judge: Callable[[bytes], str | None] = lambda body:
     # Not the client that is configured for the hub: it may go through the environment's http_proxy.
     client = SimpleAsyncHTTPClient()
     try:
-        response = await client.fetch(url, raise_error=False, connect_timeout=1, request_timeout=2)
+        # The users' certificate is for the name that they come by, and not for this address.
+        response = await client.fetch(url, raise_error=False, connect_timeout=1, request_timeout=2, validate_cert=False)
     except (OSError, HTTPClientError) as e:
         return f"{url}: {e}"
     problem = f"{response.code} {response.reason}" if response.code != 200 else judge(response.body)

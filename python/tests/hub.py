@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -54,6 +56,8 @@ class Hub:
         self.hub_port = free_ports(1)
         self.url = f"http://127.0.0.1:{self.hub_port}"
         self.public_url = f"http://127.0.0.1:{public_port}"
+        # Of the certificates that `url` and `public_url` show, if they are https.
+        self.ca = None
         self.base_url = base_url
         self.process = None
         self.python = python
@@ -123,7 +127,7 @@ class Hub:
 
     def get(self, path, method="GET", body=None):
         """Calls the hub's API at its own port. An error is an answer."""
-        return fetch(f"{self.url}{self.base_url}hub/api{path}", method=method, body=body)
+        return fetch(f"{self.url}{self.base_url}hub/api{path}", method=method, body=body, ca=self.ca)
 
     def routes(self):
         """Every route. The hub's API gives them in pages."""
@@ -180,10 +184,19 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         return None
 
 
-_opener = urllib.request.build_opener(_NoRedirects, urllib.request.ProxyHandler({}))
+@cache
+def trusting(ca):
+    """TLS with certificates of this authority alone; those that the system trusts if it is None."""
+    return ssl.create_default_context(cafile=ca)
 
 
-def fetch(url, method="GET", body=None, host=None):
+@cache
+def _opener(ca):
+    tls = urllib.request.HTTPSHandler(context=trusting(ca))
+    return urllib.request.build_opener(_NoRedirects, urllib.request.ProxyHandler({}), tls)
+
+
+def fetch(url, method="GET", body=None, host=None, ca=None):
     """One request; redirects and errors are answers. Raises OSError when there is none."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"Authorization": f"token {API_TOKEN}", "Content-Type": "application/json"}
@@ -191,7 +204,7 @@ def fetch(url, method="GET", body=None, host=None):
         headers["Host"] = host
     request = urllib.request.Request(url, method=method, data=data, headers=headers)
     try:
-        with _opener.open(request, timeout=30) as response:
+        with _opener(ca).open(request, timeout=30) as response:
             return Answer(response.status, response.headers, response.read())
     except urllib.error.HTTPError as e:
         with e:

@@ -10,7 +10,9 @@ class Hub:
 
     def __init__(self, host="http://127.0.0.1:8081", routespec="/", subdomain_host=""):
         self.host, self.routespec = host, routespec
+        self.url = f"{host}/hub/"
         self.subdomain_host = subdomain_host
+        self.internal_ssl = False
         self.users, self.services = {}, {}
 
     # A proxy asks `app.hub` and `hub` for the same things.

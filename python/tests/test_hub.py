@@ -12,42 +12,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from holdfast_up import HoldfastUp, find_holdfast
-from hub import API_TOKEN, Hub, fetch, until
+from hub import Hub, fetch, until
 from jupyterhub.utils import url_escape_path
 from ports import free_ports
 from processes import is_alive
-from websockets.sync.client import connect
+from users import answered_by_hub, owner, type_in_terminal
 
 from jupyterhub_holdfast import HoldfastProxy
 
 pytestmark = pytest.mark.timeout(600)
-
-
-def owner(url, user, name=""):
-    """Whose server answers for this user's path; None if it is no server."""
-    server = "/".join(url_escape_path(part) for part in (user, name) if part)
-    answer = fetch(f"{url}/user/{server}/api/contents/owner.txt?content=1")
-    return json.loads(answer.body)["content"] if answer.status == 200 else None
-
-
-def answered_by_hub(url, path):
-    """Whether the default route took the request: the hub sends users' paths on to pages of its own."""
-    answer = fetch(url + path)
-    return answer.status == 302 and answer.headers["Location"].startswith("/hub/")
-
-
-def type_in_terminal(url, user, text):
-    """Opens a terminal on the user's server and returns what its WebSocket sends until `text` comes back."""
-    terminal = json.loads(fetch(f"{url}/user/{user}/api/terminals", method="POST", body={}).body)["name"]
-    socket_url = f"ws{url.removeprefix('http')}/user/{user}/terminals/websocket/{terminal}"
-    with connect(socket_url, additional_headers={"Authorization": f"token {API_TOKEN}"}, proxy=None) as socket:
-        socket.send(json.dumps(["stdin", f"echo {text}-$((40 + 2))\n"]))
-        seen = ""
-        while f"{text}-42" not in seen:
-            kind, *content = json.loads(socket.recv(timeout=30))
-            if kind == "stdout":
-                seen += content[0]
-    return seen
 
 
 @pytest.fixture(scope="class")
@@ -477,7 +450,7 @@ class TestStartedByTheHub:
     @pytest.mark.parametrize(
         ("line", "words"),
         [
-            ("c.JupyterHub.ssl_key = 'k'; c.JupyterHub.ssl_cert = 'c'", "do not terminate TLS yet"),
+            ("c.JupyterHub.ssl_key = 'k'; c.JupyterHub.ssl_cert = 'c'", '--ssl-cert "c": cannot be read'),
             ("c.HoldfastProxy.endpoints = ['elsewhere:7011']", "should_start = False"),
             ("c.HoldfastProxy.command = ['no-such-command']", "no command 'no-such-command'"),
             ("c.HoldfastProxy.replicas = 2", "1 or 3, not 2"),

@@ -550,6 +550,11 @@ async def test_a_leader_that_hangs_delays_a_write_and_fails_none(make_proxy, clu
 
 async def test_a_proxy_that_hangs_delays_a_write_by_the_wait_and_is_named(make_proxy, cluster, caplog):
     proxy = make_proxy()
+
+    async def both_are_followed():
+        return (await proxy.client.put("/before/", TARGET, "{}", 1.0)).proxies_live == 2
+
+    await eventually(both_are_followed, "both proxies follow the table")
     pid = cluster.child_pid("p1")
     os.kill(pid, signal.SIGSTOP)
     try:

@@ -1,0 +1,119 @@
+"""A real JupyterHub with TLS towards its users, and between all of its parts."""
+
+import json
+import os
+import signal
+from http.client import HTTPException
+
+import pytest
+from certipy import Certipy
+from holdfast_up import find_holdfast
+from hub import Hub, fetch, until
+from ports import free_ports
+from users import owner, type_in_terminal
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """Of an authority of the tests' own: its certificate, and key and certificate for 127.0.0.1."""
+    store = Certipy(store_dir=str(tmp_path_factory.mktemp("certificates")))
+    store.create_ca("authority")
+    store.create_signed_pair("hub", "authority", alt_names=["IP:127.0.0.1"])
+    ca, pair = (store.store.get_record(name)["files"] for name in ("authority", "hub"))
+    return {"ca": ca["cert"], "key": pair["key"], "cert": pair["cert"]}
+
+
+@pytest.fixture
+def make_hub(tmp_path, certificate):
+    made = []
+
+    def make_hub(*more_settings, tls=True, base_url="/"):
+        ports = free_ports(16)
+        settings = [
+            f"c.HoldfastProxy.command = [{find_holdfast()!r}]",
+            f"c.HoldfastProxy.base_port = {ports}",
+            f"c.HoldfastProxy.proxy_admin_base = {ports + 12}",
+            # By a full path: servers that this spawner starts look from their homes.
+            f"c.JupyterHub.internal_certs_location = {str(tmp_path / 'internal-ssl')!r}",
+            *more_settings,
+        ]
+        if tls:
+            settings += [
+                f"c.JupyterHub.ssl_key = {certificate['key']!r}",
+                f"c.JupyterHub.ssl_cert = {certificate['cert']!r}",
+            ]
+        hub = Hub(tmp_path / "hub", ports + 10, settings, base_url)
+        made.append(hub)
+        if tls:
+            hub.public_url = hub.public_url.replace("http:", "https:")
+            hub.ca = certificate["ca"]
+        return hub
+
+    yield make_hub
+    for hub in made:
+        if hub.process is not None and hub.process.poll() is None:
+            hub.stop()
+
+
+def test_users_come_by_tls(make_hub):
+    hub = make_hub("c.HoldfastProxy.proxies = 2")
+    hub.start()
+    hub.start_server("alice")
+    for number in range(2):
+        # The second proxy is on the port after the first one's.
+        scheme, address, port = hub.public_url.rsplit(":", 2)
+        url = f"{scheme}:{address}:{int(port) + number}"
+        assert owner(url, "alice", ca=hub.ca) == "alice"
+        assert f"proxy{number}-42" in type_in_terminal(url, "alice", f"proxy{number}", ca=hub.ca)
+        assert fetch(f"{url}/hub/login", ca=hub.ca).status == 200
+        # Nobody is served without, nor believed who has another authority.
+        with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
+            fetch(f"{url}/hub/login")
+        with pytest.raises((OSError, HTTPException)):
+            fetch(f"{url.replace('https', 'http')}/hub/login")
+    hub.stop_server("alice")
+
+
+def test_a_page_for_what_fails_is_the_hubs_own(make_hub):
+    hub = make_hub("c.HoldfastProxy.extra_routes = {'/jupyter/dead': 'http://127.0.0.1:1'}", base_url="/jupyter/")
+    hub.start()
+    answer = fetch(f"{hub.public_url}/jupyter/dead/x", ca=hub.ca)
+    assert answer.status == 503
+    assert b"JupyterHub" in answer.body
+    assert b"Service Unavailable" in answer.body
+
+
+def test_every_part_speaks_tls_with_every_other(make_hub, tmp_path):
+    hub = make_hub("c.JupyterHub.internal_ssl = True")
+    # The hub itself wants a certificate of its own authorities. It is the proxy that shows one.
+    direct, hub.url = hub.url.replace("http:", "https:"), hub.public_url
+    hub.start()
+    with pytest.raises(OSError, match=r"_ssl\.c"):
+        fetch(f"{direct}/hub/api/", ca=str(tmp_path / "internal-ssl" / "hub-ca" / "hub-ca.crt"))
+    assert all(route["target"].startswith("https://") for route in hub.routes().values())
+    hub.start_server("alice")
+    hub.start_server("alice", "second")
+    assert hub.routes()["/user/alice/"]["target"].startswith("https://")
+    assert owner(hub.public_url, "alice", ca=hub.ca) == "alice"
+    assert owner(hub.public_url, "alice", "second", ca=hub.ca) == "alice"
+    assert "typed-42" in type_in_terminal(hub.public_url, "alice", "typed", ca=hub.ca)
+    hub.stop_server("alice", "second")
+    hub.stop_server("alice")
+    assert set(hub.routes()) == {"/"}
+
+
+def test_parts_may_speak_tls_where_users_do_not(make_hub):
+    hub = make_hub("c.JupyterHub.internal_ssl = True", tls=False)
+    hub.url = hub.public_url
+    hub.start()
+    hub.start_server("alice")
+    assert owner(hub.public_url, "alice") == "alice"
+    # What starts it again says the same about TLS.
+    up = hub.directory / "holdfast-data" / "up.json"
+    pid = json.loads(up.read_text())["pid"]
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: up.exists() and json.loads(up.read_text())["pid"] != pid, 60, "Holdfast is started again", hub)
+    until(lambda: owner(hub.public_url, "alice") == "alice", 60, "alice's server is reached again", hub)
+    hub.stop_server("alice")
