@@ -9,7 +9,7 @@ import secrets
 import socket
 import sysconfig
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
@@ -18,7 +18,7 @@ from jupyterhub.metrics import CHECK_ROUTES_DURATION_SECONDS, PROXY_POLL_DURATIO
 from jupyterhub.proxy import Proxy
 from jupyterhub.traitlets import Command
 from jupyterhub.utils import url_path_join
-from tornado.httpclient import HTTPClientError
+from tornado.httpclient import HTTPClientError, HTTPResponse
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 from traitlets import Bool, Float, Integer, List, TraitError, Unicode, default, observe, validate
 
@@ -214,7 +214,18 @@ class HoldfastProxy(Proxy):
         1.0,
         min=0.1,
         config=True,
-        help="How often to look whether Holdfast still runs, in seconds. Only with `should_start`.",
+        help="How often to look whether Holdfast still runs and answers, in seconds. Only with `should_start`.",
+    )
+
+    hung_checks = Integer(
+        10,
+        min=0,
+        config=True,
+        help="""
+        How many times in a row no proxy may answer, before Holdfast is ended by force and started again. 0: never.
+
+        While one proxy answers, users are served, and a restart would end their connections. Only with `should_start`.
+        """,
     )
 
     @default("command")
@@ -327,7 +338,7 @@ class HoldfastProxy(Proxy):
     async def get_all_routes(self) -> dict[str, TableRoute]:
         """This hub's routes as of now. Raises when the cluster cannot say; an empty answer means an empty table."""
         start = time.perf_counter()
-        routes = {route.routespec: _as_table_route(route) for route in await self.client.list()}
+        routes = {route["routespec"]: route for route in _as_table_routes(await self.client.list())}
         PROXY_POLL_DURATION_SECONDS.observe(time.perf_counter() - start)
         return routes
 
@@ -336,7 +347,7 @@ class HoldfastProxy(Proxy):
         routespec = self.validate_routespec(routespec)
         route = await self.client.get(routespec)
         # The cluster finds it in another spelling, too (`%40` for `@`); in the list of all it is not under this one.
-        return None if route is None or route.routespec != routespec else _as_table_route(route)
+        return None if route is None or route.routespec != routespec else _as_table_routes([route])[0]
 
     async def check_routes(
         self,
@@ -478,9 +489,8 @@ class HoldfastProxy(Proxy):
             await self.client.get("/", timeout=1.0)
         except Unavailable as e:
             return str(e)
-        scheme = urlsplit(self.public_url).scheme
-        for number in range(self.proxies):
-            problem = await _why_not(f"{scheme}://{_connect_address(ip)}:{port + number}/_chp_healthz")
+        for number, url in enumerate(self._proxy_urls(ip, port)):
+            problem = await _why_not(f"{url}/_chp_healthz")
             # A proxy serves from its copy on disk before it follows the replicas; until then no write waits for it.
             problem = problem or await _why_not(
                 f"http://127.0.0.1:{self.proxy_admin_base + number}/status",
@@ -490,15 +500,35 @@ class HoldfastProxy(Proxy):
                 return problem
         return None
 
+    async def _some_proxy_answers(self, ip: str, port: int) -> bool:
+        for url in self._proxy_urls(ip, port):
+            try:
+                # That it is not ready is an answer, too.
+                await _fetch(f"{url}/_chp_healthz")
+            except (OSError, HTTPClientError):
+                continue
+            return True
+        return False
+
+    def _proxy_urls(self, ip: str, port: int) -> list[str]:
+        scheme = urlsplit(self.public_url).scheme
+        return [f"{scheme}://{_connect_address(ip)}:{port + number}" for number in range(self.proxies)]
+
     async def _keep_running(self, process: UpProcess, arguments: list[str], ip: str, port: int) -> None:
-        """Starts Holdfast again whenever it has ended. It comes back with its routes."""
-        is_back = True
+        """Starts Holdfast again whenever it has ended or hangs. It comes back with its routes."""
+        is_back, silent = True, 0
         while True:
             await asyncio.sleep(self.check_running_interval)
             ended = process.ended()
             if ended is None and is_back:
-                continue
-            is_back = False
+                # Counted, not timed: when this loop stood still itself, it has asked once and not for long.
+                silent = 0 if await self._some_proxy_answers(ip, port) else silent + 1
+                if not 0 < self.hung_checks <= silent:
+                    continue
+                self.log.error("Holdfast[%s] runs and has not answered %i times, ending it", process.pid, silent)
+                await process.stop(0)
+                ended = process.ended()
+            is_back, silent = False, 0
             try:
                 if ended is not None:
                     self.log.error("Holdfast ended with %s, starting it again", ended)
@@ -545,19 +575,28 @@ class HoldfastProxy(Proxy):
 
 async def _why_not(url: str, judge: Callable[[bytes], str | None] = lambda body: None) -> str | None:
     """Why `url` does not answer as it should, in words; None if it does."""
-    # Not the client that is configured for the hub: it may go through the environment's http_proxy.
-    client = SimpleAsyncHTTPClient()
     try:
-        # The users' certificate is for the name that they come by, and not for this address.
-        response = await client.fetch(url, raise_error=False, connect_timeout=1, request_timeout=2, validate_cert=False)
+        response = await _fetch(url)
     except (OSError, HTTPClientError) as e:
         return f"{url}: {e}"
     problem = f"{response.code} {response.reason}" if response.code != 200 else judge(response.body)
     return None if problem is None else f"{url}: {problem}"
 
 
-def _as_table_route(route: routes_pb2.Route) -> TableRoute:
-    return TableRoute(route.routespec, route.target, json.loads(route.data or "{}"), route.mod_revision)
+async def _fetch(url: str) -> HTTPResponse:
+    # Not the client that is configured for the hub: it may go through the environment's http_proxy. The users' certificate
+    # is for the name that they come by, and not for this address.
+    client = SimpleAsyncHTTPClient()
+    return await client.fetch(url, raise_error=False, connect_timeout=1, request_timeout=2, validate_cert=False)
+
+
+def _as_table_routes(routes: Sequence[routes_pb2.Route]) -> list[TableRoute]:
+    # All data as one document: that takes a third of the time that one after the other takes.
+    data = json.loads(f"[{','.join(route.data or '{}' for route in routes)}]")
+    return [
+        TableRoute(route.routespec, route.target, of_route, route.mod_revision)
+        for route, of_route in zip(routes, data, strict=True)
+    ]
 
 
 async def _ip_address(host: str | None) -> str:

@@ -387,6 +387,23 @@ class TestStartedByTheHub:
         assert fetch(f"{hub.public_url}/hub/login").status == 200
         hub.stop()
 
+    def test_a_holdfast_that_hangs_is_started_again(self, make_hub):
+        hub = make_hub("c.HoldfastProxy.hung_checks = 3")
+        hub.start()
+        hub.start_server("alice")
+        pid = up_file(hub)["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: "has not answered 3 times, ending it" in hub.log(), 60, "it is found to hang", hub)
+        until(lambda: "Holdfast is back" in hub.log(), 60, "Holdfast is back", hub)
+        assert not is_alive(pid)
+        assert owner(hub.public_url, "alice") == "alice"
+        assert "missing route" not in hub.log_since_start()
+        # From here on it answers, and stays.
+        pid = up_file(hub)["pid"]
+        hub.stop_server("alice")
+        assert up_file(hub)["pid"] == pid
+        hub.stop()
+
     def test_a_hub_below_a_path_of_its_own(self, make_hub):
         hub = make_hub(base_url="/jupyter/")
         hub.start()
@@ -401,6 +418,16 @@ class TestStartedByTheHub:
     def test_a_hub_with_a_host_for_each_user(self, make_hub, ports):
         hub = make_hub(f"c.JupyterHub.subdomain_host = 'http://hub.test:{ports + 10}'")
         hub.start()
+        # One that no host can be called; JupyterHub finds another host for it.
+        special = "zoë_@b"
+        hub.start_server(special)
+        (spec,) = set(hub.routes()) - {"/"}
+        host, _, path = spec.partition("/")
+        assert host.endswith(".hub.test")
+        assert path == "user/zo%C3%AB_@b/"
+        answer = fetch(f"{hub.public_url}/{path}api/contents/owner.txt?content=1", host=f"{host}:{ports + 10}")
+        assert json.loads(answer.body)["content"] == special
+        hub.stop_server(special)
         hub.start_server("alice")
         assert set(hub.routes()) == {"/", "alice.hub.test/user/alice/"}
         url = f"{hub.public_url}/user/alice/api/contents/owner.txt?content=1"
