@@ -17,7 +17,7 @@ export HOLDFAST_BIN := $(CARGO_TARGET_DIR)/debug/holdfast
 INCIDENT := $(CARGO_TARGET_DIR)/debug/incident $(if $(PAUSE),--pause)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo demo-chp test sim sim-planted faults herd verify fix wheel bench bench-store bench-proxy
+.PHONY: help setup build demo demo-chp test sim sim-planted faults herd verify fix wheel bench bench-store bench-proxy bench-hub
 
 help: ## lists these commands
 	@grep -hE '^[a-z-]+:.* ## ' Makefile | sed -E 's/^([a-z-]+):.* ## (.*)/  make \1\t\2/' | expand -t 20
@@ -65,7 +65,7 @@ fix: setup ## formats, and applies what the linters can repair by themselves
 wheel: $(if $(RELEASE),setup,build) ## one wheel that brings JupyterHub's class and the program (RELEASE=1: built for release)
 	@RELEASE=$(RELEASE) scripts/wheel.sh
 
-bench: bench-store bench-proxy ## both benchmarks
+bench: bench-store bench-proxy bench-hub ## all benchmarks
 
 bench-store: setup ## Holdfast beside etcd, which it installs (ARGS="--quick", ARGS="--rows kill,move --rounds 7")
 	@scripts/install_etcd.sh
@@ -76,3 +76,10 @@ bench-proxy: setup ## Holdfast's proxy beside five others, which it installs (AR
 	@scripts/install_pypi_proxies.sh
 	@scripts/install_chp.sh
 	@PATH="$(CACHE)/proxies/bin:$(CACHE)/chp/node_modules/.bin:$$PATH" scripts/bench.sh proxy $(or $(ARGS),--save)
+
+# What cannot be installed is said to be missing, in the table too; the others are measured all the same.
+bench-hub: setup ## JupyterHub's proxy classes beside each other: CHP's, traefik-proxy's, ours (ARGS="--rounds 1 --rows incident")
+	-@scripts/install_chp.sh
+	-@scripts/install_pypi_proxies.sh
+	-@scripts/install_redis.sh
+	@PATH="$(CACHE)/proxies/bin:$(CACHE)/chp/node_modules/.bin:$$PATH" scripts/bench_hub.sh $(or $(ARGS),--save)

