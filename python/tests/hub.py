@@ -197,14 +197,17 @@ def _opener(ca):
 
 
 def fetch(url, method="GET", body=None, host=None, ca=None):
-    """One request; redirects and errors are answers. Raises OSError when there is none."""
+    """One request; redirects and errors are answers. Raises OSError when there is none.
+
+    Some wait for a server's start, which takes a busy machine as long as the hub's settings allow.
+    """
     data = None if body is None else json.dumps(body).encode()
     headers = {"Authorization": f"token {API_TOKEN}", "Content-Type": "application/json"}
     if host is not None:
         headers["Host"] = host
     request = urllib.request.Request(url, method=method, data=data, headers=headers)
     try:
-        with _opener(ca).open(request, timeout=30) as response:
+        with _opener(ca).open(request, timeout=120) as response:
             return Answer(response.status, response.headers, response.read())
     except urllib.error.HTTPError as e:
         with e:
