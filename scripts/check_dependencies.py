@@ -3,6 +3,7 @@
 
     table  <-  wire  <-  client  <-  proxy    <-  holdfast
                      <-  replica              <-
+    tls    <-  proxy, replica
 
 Prints every breach and ends with 1 if there is one.
 """
@@ -17,9 +18,10 @@ from pathlib import Path
 MAY_USE = {
     "holdfast-table": set(),
     "holdfast-wire": {"holdfast-table"},
+    "holdfast-tls": set(),
     "holdfast-client": {"holdfast-table", "holdfast-wire"},
-    "holdfast-proxy": {"holdfast-table", "holdfast-wire", "holdfast-client"},
-    "holdfast-replica": {"holdfast-table", "holdfast-wire"},
+    "holdfast-proxy": {"holdfast-table", "holdfast-wire", "holdfast-tls", "holdfast-client"},
+    "holdfast-replica": {"holdfast-table", "holdfast-wire", "holdfast-tls"},
 }
 # These may use every library, so nothing may use them; but the benchmarks start clusters as the tests do.
 AT_THE_END = {"holdfast": set(), "holdfast-tests": set(), "holdfast-benches": {"holdfast-tests"}}
@@ -32,6 +34,7 @@ IMPURE = {"rand", "uuid", "chrono", "time"}
 MUST_NOT_LINK = {
     "holdfast-table": ("a table is pure: no I/O, clock, randomness or protocol", ENGINE | PROTOCOL | RUNTIME | IMPURE),
     "holdfast-wire": ("bytes and types only", ENGINE),
+    "holdfast-tls": ("files and handshakes: it knows no routes and no protocol", ENGINE | PROTOCOL),
     "holdfast-client": ("anyone may embed it", ENGINE),
     "holdfast-proxy": ("a proxy follows the cluster and is no part of it", ENGINE),
 }

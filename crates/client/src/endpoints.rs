@@ -67,13 +67,13 @@ pub enum EndpointError {
 #[derive(Clone)]
 pub(crate) struct Replica {
     address: Arc<str>,
-    uri: Uri,
+    endpoint: Endpoint,
     connect: Option<Connect>,
     channel: Arc<OnceLock<Channel>>,
 }
 
 impl Endpoints {
-    /// Takes each as `host:port` or `http://host:port`; connects to none of them yet.
+    /// Takes each as `host:port`, `http://host:port` or `unix:/path/of/a/socket`; connects to none of them yet.
     ///
     /// # Errors
     /// [`EndpointError`]: which one, and why.
@@ -119,7 +119,7 @@ impl Endpoints {
         }
     }
 
-    /// Each `host:port`, as configured.
+    /// Each `host:port` or `unix:/path`, as configured.
     pub fn addresses(&self) -> impl Iterator<Item = &str> {
         self.shared.replicas.iter().map(Replica::address)
     }
@@ -214,7 +214,18 @@ impl Replica {
             Some(rest) => rest.strip_suffix('/').unwrap_or(rest),
             None => address,
         };
-        let expected = "expected host:port or http://host:port";
+        let expected = "expected host:port, http://host:port or unix:/path";
+        if let Some(path) = address.strip_prefix("unix:") {
+            let endpoint = Endpoint::from_shared(address.to_owned())
+                .ok()
+                .filter(|_| path.starts_with('/'));
+            return Ok(Replica {
+                address: address.into(),
+                endpoint: endpoint.ok_or_else(|| refuse(expected))?,
+                connect: None,
+                channel: Arc::default(),
+            });
+        }
         let uri = Uri::from_str(&format!("http://{address}")).map_err(|_| refuse(expected))?;
         let authority = uri.authority().filter(|authority| authority.as_str() == address);
         let port = authority.and_then(|authority| authority.port_u16());
@@ -226,7 +237,7 @@ impl Replica {
         }
         Ok(Replica {
             address: address.into(),
-            uri,
+            endpoint: Endpoint::from(uri),
             connect: None,
             channel: Arc::default(),
         })
@@ -251,7 +262,9 @@ impl Replica {
     /// Must be called within a Tokio runtime.
     pub(crate) fn channel(&self) -> Channel {
         let connect = || {
-            let endpoint = Endpoint::from(self.uri.clone())
+            let endpoint = self
+                .endpoint
+                .clone()
                 .connect_timeout(CONNECT_TIMEOUT)
                 .tcp_nodelay(true)
                 // A machine that vanishes closes no connection, and a process that stands still answers no call.
@@ -294,11 +307,17 @@ mod tests {
 
     #[test]
     fn addresses_are_taken_with_and_without_scheme_and_once_each() {
-        let endpoints = Endpoints::parse(&["127.0.0.1:7011", "http://[::1]:7011/", "r0.example:1", "127.0.0.1:7011"]);
-        let endpoints = endpoints.unwrap();
+        let given = [
+            "127.0.0.1:7011",
+            "http://[::1]:7011/",
+            "r0.example:1",
+            "127.0.0.1:7011",
+            "unix:/run/a b",
+        ];
+        let endpoints = Endpoints::parse(&given).unwrap();
         assert_eq!(
             endpoints.addresses().collect::<Vec<_>>(),
-            ["127.0.0.1:7011", "[::1]:7011", "r0.example:1"]
+            ["127.0.0.1:7011", "[::1]:7011", "r0.example:1", "unix:/run/a b"]
         );
     }
 
@@ -317,6 +336,8 @@ mod tests {
             "u@h:1",
             "ftp://h:1",
             "a b:1",
+            "unix:",
+            "unix:socket",
         ] {
             match Endpoints::parse(&[bad]) {
                 Err(EndpointError::Malformed { value, .. }) => assert_eq!(value, bad),

@@ -1,10 +1,15 @@
-//! Logs: to standard error, for people or for machines.
+//! Logs: to standard error, for people or for machines; or as configurable-http-proxy does.
 
-use std::io::{IsTerminal, stderr};
+use std::fmt;
+use std::io::{IsTerminal, stderr, stdout};
 
+use tracing::{Event, Subscriber};
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::layer;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, layer};
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// How a log line looks.
@@ -14,6 +19,8 @@ pub enum LogFormat {
     Text,
     /// One JSON object per line.
     Json,
+    /// configurable-http-proxy's, on standard output as there: scripts read it.
+    ConfigProxy,
 }
 
 impl LogFormat {
@@ -62,8 +69,28 @@ pub fn start(format: LogFormat, level: &LogLevel) {
     let started = match format {
         LogFormat::Text => registry.with(lines.with_ansi(stderr().is_terminal())).try_init(),
         LogFormat::Json => registry.with(lines.json().flatten_event(true)).try_init(),
+        LogFormat::ConfigProxy => registry
+            .with(lines.with_writer(stdout).with_ansi(false).event_format(ConfigProxy))
+            .try_init(),
     };
     debug_assert!(started.is_ok(), "logging is started once");
+}
+
+/// `2026-11-23T04:14:20.162Z [ConfigProxy] info: message`.
+struct ConfigProxy;
+
+impl<S, N> FormatEvent<S, N> for ConfigProxy
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, ctx: &FmtContext<'_, S, N>, mut line: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        SystemTime.format_time(&mut line)?;
+        let level = event.metadata().level().as_str().to_lowercase();
+        write!(line, " [ConfigProxy] {level}: ")?;
+        ctx.format_fields(line.by_ref(), event)?;
+        writeln!(line)
+    }
 }
 
 #[cfg(test)]

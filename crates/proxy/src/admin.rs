@@ -53,6 +53,11 @@ pub(crate) fn router(facts: Facts) -> Router {
         .with_state(facts)
 }
 
+/// For those who scrape and may see nothing else.
+pub(crate) fn metrics_alone(facts: Facts) -> Router {
+    Router::new().route("/metrics", get(metrics)).with_state(facts)
+}
+
 /// Ready once there is a table, for good: a table grown old is no reason to take the whole site away. Only a drain is.
 async fn readyz(State(facts): State<Facts>, RawQuery(query): RawQuery) -> Response {
     // The listeners are bound before this can be asked.

@@ -105,7 +105,7 @@ pub(crate) struct Allowed {
     rules: Vec<TargetRule>,
     /// Listeners of this process.
     own: Vec<SocketAddr>,
-    /// Listeners of the replicas, as `host:port`.
+    /// Listeners of the replicas, as `host:port` or `unix:/path`.
     replicas: Vec<String>,
 }
 
@@ -166,6 +166,9 @@ impl Allowed {
 
     /// Before a unix socket is connected to.
     pub(crate) fn socket(&self, path: &Path) -> Result<(), Denied> {
+        if self.replicas.contains(&format!("unix:{}", path.display())) {
+            return Err(Denied::Control);
+        }
         let climbs = path.components().any(|part| part == std::path::Component::ParentDir);
         let allows = |rule: &TargetRule| match &rule.0 {
             Kind::Sockets { below } => path.starts_with(below) && !climbs,

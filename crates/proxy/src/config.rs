@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use holdfast_client::Endpoints;
 use holdfast_table::{FieldError, Target};
+use holdfast_tls::{ServerTls, TargetTls};
 
 use crate::allow::TargetRule;
 use crate::error_pages::ErrorPages;
 use crate::listen::Address;
 use crate::policy::Policy;
 use crate::proxy::{BuildError, Proxy};
-use crate::tls::{TargetTls, UserTls};
 
 /// The longest name of a proxy, in bytes.
 pub const NAME_BYTES_MAX: usize = 253;
@@ -32,11 +32,13 @@ pub struct ProxyConfig {
     /// Where users come in, by HTTP/1.1 or HTTP/2. At least one.
     pub listen: Vec<Address>,
     /// The certificate that users are shown at all of these; `None`: they come without TLS.
-    pub tls: Option<UserTls>,
+    pub tls: Option<ServerTls>,
     /// Where users who come without TLS are sent to where it is; `None`: nowhere. Needs `tls`.
     pub redirect: Option<Redirect>,
     /// Where `/livez`, `/readyz`, `/metrics` and `/status` are served; `None`: nowhere.
     pub listen_admin: Option<SocketAddr>,
+    /// Where `/metrics` is served and nothing else; `None`: nowhere but at `listen_admin`.
+    pub listen_metrics: Option<Address>,
     /// Where the table's copy is kept; made if it is missing; one proxy's alone.
     pub data_dir: PathBuf,
     /// How long connections are still accepted once the proxy has said that it is not ready.
@@ -64,6 +66,8 @@ pub struct ProxyConfig {
     /// Which targets routes may lead to; empty: all. Link-local and metadata addresses, and the control ports of this proxy
     /// and its replicas, are never connected to.
     pub allow_targets: Vec<TargetRule>,
+    /// Control ports on this machine that are never connected to either.
+    pub control_ports: Vec<SocketAddr>,
     /// Where requests go that no route takes, once the table is known; `None`: they are answered with 404.
     pub default_target: Option<Target>,
     /// What users read when there is no route, or its target does not answer.
@@ -109,6 +113,7 @@ impl ProxyConfig {
             tls: None,
             redirect: None,
             listen_admin: None,
+            listen_metrics: None,
             data_dir,
             drain_delay: Duration::from_secs(10),
             drain_timeout: Duration::from_secs(60),
@@ -122,6 +127,7 @@ impl ProxyConfig {
             connections_per_address_max: None,
             target_tls: TargetTls::default(),
             allow_targets: Vec::new(),
+            control_ports: Vec::new(),
             default_target: None,
             error_pages: ErrorPages::BuiltIn,
             policy: Policy::default(),

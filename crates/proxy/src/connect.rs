@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_table::{Scheme, Target};
+use holdfast_tls::{TargetIdentity, TlsError};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
@@ -16,7 +17,6 @@ use tokio_rustls::{TlsConnector, TlsStream};
 
 use crate::allow::{Allowed, Denied};
 use crate::stream::Stream;
-use crate::tls::{TargetIdentity, TlsError};
 
 /// Names that are looked up at once. Each takes a thread until the system has an answer, whether it is still waited for or
 /// not, and the copy of the table is written by such threads too.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use holdfast_tls::ServerIdentity;
 use http::{Method, Request};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
@@ -27,7 +28,6 @@ use crate::headers::Origin;
 use crate::metrics::{Active, Dropped, SharedMetrics};
 use crate::signal::Signal;
 use crate::stream::Stream;
-use crate::tls::UserIdentity;
 use crate::tunnel::Tunnel;
 
 /// The most bytes in a request's head; more get 431.
@@ -60,7 +60,7 @@ pub(crate) struct Signals {
 #[derive(Clone)]
 pub(crate) enum Entrance {
     /// Their servers.
-    Users(Option<Arc<UserIdentity>>),
+    Users(Option<Arc<ServerIdentity>>),
     /// The way to the entrance with TLS, which is at this port.
     Redirect(u16),
 }
@@ -317,7 +317,7 @@ enum Failure {
     Handshake(io::Error),
 }
 
-async fn open(mut stream: Stream, tls: Option<Arc<UserIdentity>>) -> Result<Opened, Failure> {
+async fn open(mut stream: Stream, tls: Option<Arc<ServerIdentity>>) -> Result<Opened, Failure> {
     let mut first = First::default();
     if let Some(tls) = tls {
         // Boxed, because a handshake is soon over and its size would stay with the connection.

@@ -9,6 +9,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
@@ -18,6 +19,8 @@ use crate::stream::Stream;
 
 /// Connections that wait in the kernel to be accepted.
 const BACKLOG: u32 = 4096;
+/// Before operators' connections are accepted again.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// An address to listen on.
 #[derive(Clone, Debug)]
@@ -129,6 +132,28 @@ impl Listener {
                 .poll_accept(cx)
                 .map_ok(|(stream, _)| (Stream::Unix(stream), None)),
         }
+    }
+}
+
+impl axum::serve::Listener for Listener {
+    type Io = Stream;
+    type Addr = ();
+
+    async fn accept(&mut self) -> (Stream, ()) {
+        loop {
+            match std::future::poll_fn(|cx| self.poll_accept(cx)).await {
+                Ok((stream, _)) => return (stream, ()),
+                Err(error) => {
+                    // Mostly there are too many open files, and others have to be closed first.
+                    tracing::warn!(%error, "an operator's connection cannot be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<()> {
+        Ok(())
     }
 }
 

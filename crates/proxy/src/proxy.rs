@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_client::{Freshness, Subscriber, SubscriberConfig};
-use tokio::net::TcpListener;
+use holdfast_tls::{Refresh, ServerIdentity, TargetIdentity, TlsError};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -25,8 +25,9 @@ use crate::listen::{self, Address, Listener, PerAddress};
 use crate::metrics::Metrics;
 use crate::signal::Signal;
 use crate::targets::Targets;
-use crate::tls::{self, TargetIdentity, TlsError, UserIdentity};
 
+/// What users may speak by TLS.
+const PROTOCOLS: &[&[u8]] = &[b"h2", b"http/1.1"];
 /// How long connections may take to notice that they are cut, and the other tasks that it is over.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long users wait at a starting proxy that has a copy of the table, for a replica to bring it up to date.
@@ -36,10 +37,11 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct Proxy {
     config: ProxyConfig,
     openings: Vec<Opening>,
-    admin: Option<TcpListener>,
+    admin: Option<Listener>,
+    scraped: Option<Listener>,
     public_addresses: Vec<Address>,
     redirect_address: Option<SocketAddr>,
-    users: Option<Arc<UserIdentity>>,
+    users: Option<Arc<ServerIdentity>>,
     target_identity: Arc<TargetIdentity>,
     admin_address: Option<SocketAddr>,
     subscriber: Subscriber,
@@ -139,9 +141,17 @@ impl Proxy {
                 let failed = |source| failed("listen_admin", &Address::Tcp(address))(source);
                 let listener = listen::tcp(address).map_err(failed)?;
                 let bound = listener.local_addr().map_err(failed)?;
-                (Some(listener), Some(bound))
+                (Some(Listener::Tcp(listener)), Some(bound))
             }
             None => (None, None),
+        };
+        let scraped = match &config.listen_metrics {
+            Some(address) => Some(
+                Listener::bind(address)
+                    .await
+                    .map_err(failed("listen_metrics", address))?,
+            ),
+            None => None,
         };
         let path = config.data_dir.clone();
         let opened = tokio::task::spawn_blocking(move || Cache::open(&path)).await;
@@ -161,6 +171,7 @@ impl Proxy {
             config,
             openings,
             admin,
+            scraped,
             public_addresses,
             redirect_address,
             users,
@@ -198,6 +209,7 @@ impl Proxy {
             config,
             openings,
             admin,
+            scraped,
             public_addresses,
             redirect_address,
             users,
@@ -216,7 +228,8 @@ impl Proxy {
             Address::Tcp(address) => Some(*address),
             Address::Unix(_) | Address::Inherited(_) => None,
         });
-        let own = own.chain(redirect_address).chain(admin_address).collect();
+        let own = own.chain(redirect_address).chain(admin_address);
+        let own = own.chain(config.control_ports.iter().copied()).collect();
         let replicas = config.endpoints.addresses().map(str::to_owned).collect();
         let targets = |allowed: Allowed| {
             let connector = Connector::new(allowed, target_identity.clone(), config.connect_timeout);
@@ -255,18 +268,28 @@ impl Proxy {
             });
         }
         let (interval, ending) = (config.reload_interval, end.clone());
+        let users = users.map(|users| ("users", users as Arc<dyn Refresh>));
+        let followed = users
+            .into_iter()
+            .chain([("targets", target_identity as Arc<dyn Refresh>)]);
+        let followed = followed.collect();
         tasks.spawn(async move {
-            tls::follow_files(users, target_identity, interval, ending).await;
+            holdfast_tls::follow(followed, interval, ending).await;
             "certificates"
         });
-        if let Some(listener) = admin {
-            let router = admin::router(Facts {
-                name: config.name.as_str().into(),
-                table: table.clone(),
-                freshness: freshness.clone(),
-                metrics: metrics.clone(),
-                draining: draining.clone(),
-            });
+        let facts = Facts {
+            name: config.name.as_str().into(),
+            table: table.clone(),
+            freshness: freshness.clone(),
+            metrics: metrics.clone(),
+            draining: draining.clone(),
+        };
+        let operators = [
+            (admin, admin::router(facts.clone())),
+            (scraped, admin::metrics_alone(facts)),
+        ];
+        for (listener, router) in operators {
+            let Some(listener) = listener else { continue };
             let ending = end.clone();
             tasks.spawn(async move {
                 let served = axum::serve(listener, router).with_graceful_shutdown(ending.cancelled_owned());
@@ -340,11 +363,12 @@ impl Proxy {
 /// Reads what TLS is made of.
 async fn load_certificates(
     config: &ProxyConfig,
-) -> Result<(Option<Arc<UserIdentity>>, Arc<TargetIdentity>), BuildError> {
+) -> Result<(Option<Arc<ServerIdentity>>, Arc<TargetIdentity>), BuildError> {
     let (users, targets) = (config.tls.clone(), config.target_tls.clone());
     let wrong = |field: &'static str| move |source| BuildError::Tls { field, source };
     let loaded = tokio::task::spawn_blocking(move || {
-        let users = users.map(UserIdentity::load).transpose().map_err(wrong("tls"))?;
+        let users = users.map(|tls| ServerIdentity::load(tls, PROTOCOLS)).transpose();
+        let users = users.map_err(wrong("tls"))?;
         let targets = TargetIdentity::load(targets).map_err(wrong("target_tls"))?;
         Ok((users.map(Arc::new), Arc::new(targets)))
     });

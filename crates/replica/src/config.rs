@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use holdfast_table::HoldPolicy;
 
+use crate::listen::Address;
 use crate::services::chp_api::ChpApiConfig;
 use crate::storage::probe;
 
@@ -63,9 +64,9 @@ pub struct ReplicaConfig {
     /// Belongs to this replica alone.
     pub data_dir: PathBuf,
     /// gRPC for hub, CLI and proxies.
-    pub listen_client: SocketAddr,
-    /// gRPC for the other replicas.
-    pub listen_peer: SocketAddr,
+    pub listen_client: Address,
+    /// gRPC for the other replicas; `None`: not served, which a cluster of one can do without.
+    pub listen_peer: Option<SocketAddr>,
     /// HTTP for probes and metrics; `None`: not served.
     pub listen_admin: Option<SocketAddr>,
     /// configurable-http-proxy's REST API; `None`: not served.
@@ -130,11 +131,18 @@ impl ReplicaConfig {
                 );
             }
         }
+        if peers.len() > 1 && self.listen_peer.is_none() {
+            wrong(
+                "listen-peer",
+                String::new(),
+                "must be an address: there are other replicas",
+            );
+        }
         if let Some(address) = self.advertise_client.as_ref().filter(|address| !is_host_port(address)) {
             wrong("advertise-client", address.clone(), "must be host:port");
         }
         if let Some(api) = self.chp_api.as_ref().filter(|api| api.tokens.is_empty())
-            && !api.listen.ip().is_loopback()
+            && !api.listen.is_local()
         {
             let problem = "is open to everybody who reaches it: give a token, or a loopback address";
             wrong("listen-chp-api", api.listen.to_string(), problem);
@@ -190,8 +198,8 @@ mod tests {
             },
             name: name.into(),
             data_dir: "/nowhere".into(),
-            listen_client: ([127, 0, 0, 1], 0).into(),
-            listen_peer: ([127, 0, 0, 1], 0).into(),
+            listen_client: SocketAddr::from(([127, 0, 0, 1], 0)).into(),
+            listen_peer: Some(([127, 0, 0, 1], 0).into()),
             listen_admin: None,
             chp_api: None,
             advertise_client: None,
@@ -224,7 +232,8 @@ mod tests {
         bad.advertise_client = Some("x".into());
         bad.cluster.heartbeat = Duration::from_millis(500);
         bad.chp_api = Some(ChpApiConfig {
-            listen: ([0, 0, 0, 0], 8001).into(),
+            listen: SocketAddr::from(([0, 0, 0, 0], 8001)).into(),
+            tls: None,
             tokens: Tokens::default(),
             namespace: Namespace::default(),
             host_routing: false,

@@ -4,6 +4,7 @@ pub mod backup;
 pub mod config;
 mod consensus;
 mod feed;
+pub mod listen;
 mod metrics;
 pub mod recover;
 mod replica;
@@ -15,6 +16,7 @@ mod simulation;
 mod storage;
 
 pub use config::{ClusterConfig, ConfigError, PeerAddress, ReplicaConfig};
+pub use listen::Address;
 pub use replica::{BuildError, Replica, RunError};
 pub use services::chp_api::{ChpApiConfig, Tokens, form as chp_form};
 pub use storage::offline::BuildingError;

@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use axum::Router;
 use holdfast_table::{Digest, Lineage, Revision};
+use holdfast_tls::{Refresh, ServerIdentity, ServerTls, TlsError};
 use holdfast_wire::proto::cluster_server::ClusterServer;
 use holdfast_wire::proto::raft_server::RaftServer;
 use holdfast_wire::proto::routes_server::RoutesServer;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinSet;
+use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
@@ -24,6 +26,7 @@ use crate::consensus::bootstrap::{self, Introduction, Misplaced, is_member};
 use crate::consensus::membership;
 use crate::consensus::network::MESSAGE_BYTES_MAX;
 use crate::consensus::{Consensus, Failure};
+use crate::listen::{Address, Listener, TlsListener};
 use crate::scrub::{Finding, scrub};
 use crate::services::cluster::ClusterService;
 use crate::services::raft::RaftService;
@@ -39,6 +42,10 @@ const WRITE_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// A client that does not answer a ping for so long is gone, whatever TCP says.
 const KEEPALIVE: Duration = Duration::from_secs(2);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often the files of certificates are looked at.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(10);
+/// What callers of the REST API may speak by TLS.
+const CHP_API_PROTOCOLS: &[&[u8]] = &[b"http/1.1"];
 /// What calls and streams get to end by themselves once they were told to.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -57,9 +64,17 @@ pub enum BuildError {
         /// The flag without dashes.
         field: &'static str,
         /// Its value.
-        address: SocketAddr,
+        address: Address,
         /// The system's word.
         source: std::io::Error,
+    },
+    /// Mend the file that it names.
+    #[error("{field}: its certificates cannot be used")]
+    Tls {
+        /// The flag without dashes.
+        field: &'static str,
+        /// What is wrong with them.
+        source: TlsError,
     },
 }
 
@@ -222,10 +237,10 @@ pub struct Replica {
     log: LogStore,
     machine: StateMachine,
     published: Published,
-    client: TcpListener,
-    peer: TcpListener,
-    admin: Option<TcpListener>,
-    chp_api: Option<TcpListener>,
+    client: Listener,
+    peer: Option<TcpListener>,
+    admin: Option<Listener>,
+    chp_api: Option<(Listener, Option<Arc<ServerIdentity>>)>,
 }
 
 impl ReplicaConfig {
@@ -238,14 +253,20 @@ impl ReplicaConfig {
         if !problems.is_empty() {
             return Err(BuildError::Config(problems));
         }
-        let client = listen("listen-client", self.listen_client).await?;
-        let peer = listen("listen-peer", self.listen_peer).await?;
+        let client = listen("listen-client", &self.listen_client).await?;
+        let peer = match self.listen_peer {
+            Some(address) => Some(listen_tcp("listen-peer", address).await?),
+            None => None,
+        };
         let admin = match self.listen_admin {
-            Some(address) => Some(listen("listen-admin", address).await?),
+            Some(address) => Some(listen("listen-admin", &address.into()).await?),
             None => None,
         };
         let chp_api = match &self.chp_api {
-            Some(api) => Some(listen("listen-chp-api", api.listen).await?),
+            Some(api) => {
+                let tls = api.tls.clone();
+                Some((listen("listen-chp-api", &api.listen).await?, load(tls).await?))
+            }
             None => None,
         };
         let store = Store::open(&self.data_dir)?;
@@ -259,7 +280,7 @@ impl ReplicaConfig {
         let log = LogStore::open(store.clone()).map_err(|error| store.failed("log", &error))?;
         let advertised = match &self.advertise_client {
             Some(address) => address.clone(),
-            None => local_address("listen-client", self.listen_client, &client)?,
+            None => local_address("listen-client", &self.listen_client, &client)?.to_string(),
         };
         let introduction = Introduction::new(&self, identity, advertised);
         let context = Context::new(introduction, store, disk_sync);
@@ -277,24 +298,44 @@ impl ReplicaConfig {
     }
 }
 
-async fn listen(field: &'static str, address: SocketAddr) -> Result<TcpListener, BuildError> {
+async fn listen(field: &'static str, address: &Address) -> Result<Listener, BuildError> {
+    Listener::bind(address).await.map_err(unbound(field, address))
+}
+
+async fn listen_tcp(field: &'static str, address: SocketAddr) -> Result<TcpListener, BuildError> {
     TcpListener::bind(address)
         .await
-        .map_err(|source| BuildError::Listen { field, address, source })
+        .map_err(unbound(field, &address.into()))
+}
+
+fn unbound(field: &'static str, address: &Address) -> impl FnOnce(std::io::Error) -> BuildError {
+    let address = address.clone();
+    move |source| BuildError::Listen { field, address, source }
 }
 
 /// Where it listens, its port included.
-fn local_address(field: &'static str, address: SocketAddr, listener: &TcpListener) -> Result<String, BuildError> {
-    let local = listener.local_addr();
-    local
-        .map(|local| local.to_string())
-        .map_err(|source| BuildError::Listen { field, address, source })
+fn local_address(field: &'static str, address: &Address, listener: &Listener) -> Result<Address, BuildError> {
+    listener.address().map_err(unbound(field, address))
+}
+
+/// Reads what the REST API's TLS is made of, if it has any.
+async fn load(tls: Option<ServerTls>) -> Result<Option<Arc<ServerIdentity>>, BuildError> {
+    let Some(tls) = tls else { return Ok(None) };
+    let wrong = |source| BuildError::Tls {
+        field: "listen-chp-api",
+        source,
+    };
+    let loaded = tokio::task::spawn_blocking(move || ServerIdentity::load(tls, CHP_API_PROTOCOLS)).await;
+    let loaded = loaded.unwrap_or(Err(TlsError::Cancelled)).map_err(wrong)?;
+    Ok(Some(Arc::new(loaded)))
 }
 
 impl Replica {
     /// Where clients connect.
-    pub fn client_address(&self) -> SocketAddr {
-        self.client.local_addr().unwrap_or(self.config.listen_client)
+    pub fn client_address(&self) -> Address {
+        self.client
+            .address()
+            .unwrap_or_else(|_| self.config.listen_client.clone())
     }
 
     /// Serves until `shutdown`, then drains: the leadership moves, streams are told to go elsewhere, calls end.
@@ -313,19 +354,33 @@ impl Replica {
             admin,
             chp_api,
         } = self;
-        tracing::info!(name = config.name, client = %client.local_addr().map_or_else(|_| String::new(), |a| a.to_string()), "replica starts");
+        tracing::info!(name = config.name, client = %client.address().unwrap_or_else(|_| config.listen_client.clone()), "replica starts");
         let lineage = published.load().state.lineage.clone();
         let mut tasks = JoinSet::new();
         tasks.spawn(serve_clients(context.clone(), client));
         let raft = RaftRuntime::start()?;
         let mut peers = JoinSet::new();
-        peers.spawn_on(serve_peers(context.clone(), peer), raft.handle());
+        if let Some(peer) = peer {
+            peers.spawn_on(serve_peers(context.clone(), peer), raft.handle());
+        }
         if let Some(admin) = admin {
             tasks.spawn(serve_http(context.clone(), admin, admin::router(context.clone())));
         }
-        if let (Some(listener), Some(api)) = (chp_api, config.chp_api.clone()) {
+        if let (Some((listener, identity)), Some(api)) = (chp_api, config.chp_api.clone()) {
             let router = chp_api::router(context.clone(), api);
-            tasks.spawn(serve_http(context.clone(), listener, router));
+            match identity {
+                None => drop(tasks.spawn(serve_http(context.clone(), listener, router))),
+                Some(identity) => {
+                    let followed: Vec<(_, Arc<dyn Refresh>)> = vec![("the REST API", identity.clone())];
+                    let following = holdfast_tls::follow(followed, RELOAD_INTERVAL, context.stopping.clone());
+                    context.streams.spawn(following);
+                    tasks.spawn(serve_http(
+                        context.clone(),
+                        TlsListener::new(listener, identity),
+                        router,
+                    ));
+                }
+            }
         }
         let started = async {
             let identity = bootstrap::join(&config, &context.introduction, &context.store).await?;
@@ -532,7 +587,7 @@ fn incoming(listener: TcpListener) -> TcpIncoming {
     TcpIncoming::from(listener).with_nodelay(Some(true))
 }
 
-async fn serve_clients(context: Arc<Context>, listener: TcpListener) -> Result<(), RunError> {
+async fn serve_clients(context: Arc<Context>, listener: Listener) -> Result<(), RunError> {
     let (reporter, health) = tonic_health::server::health_reporter();
     let routes = RoutesServer::new(RoutesService(context.clone()))
         .max_decoding_message_size(WRITE_BYTES_MAX)
@@ -561,13 +616,25 @@ async fn serve_clients(context: Arc<Context>, listener: TcpListener) -> Result<(
         reporter.set_service_status(ROUTES, ServingStatus::NotServing).await;
     };
     context.streams.spawn(until(context.stopping.clone(), report));
-    let serve = server()
+    let services = server()
         .add_service(health)
         .add_service(reflection)
         .add_service(routes)
-        .add_service(ClusterServer::new(ClusterService(context.clone())))
-        .serve_with_incoming_shutdown(incoming(listener), context.stopping.clone().cancelled_owned());
-    Ok(serve.await?)
+        .add_service(ClusterServer::new(ClusterService(context.clone())));
+    let stopping = context.stopping.clone().cancelled_owned();
+    match listener {
+        Listener::Tcp(listener) => {
+            services
+                .serve_with_incoming_shutdown(incoming(listener), stopping)
+                .await?
+        }
+        // The file goes with the listener, and no sooner.
+        Listener::Unix(listener, _file) => {
+            let incoming = UnixListenerStream::new(listener);
+            services.serve_with_incoming_shutdown(incoming, stopping).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Ends a task with the replica; it gets no time of its own.
@@ -589,7 +656,11 @@ async fn serve_peers(context: Arc<Context>, listener: TcpListener) -> Result<(),
         .await?)
 }
 
-async fn serve_http(context: Arc<Context>, listener: TcpListener, router: Router) -> Result<(), RunError> {
+async fn serve_http(
+    context: Arc<Context>,
+    listener: impl axum::serve::Listener<Addr = ()>,
+    router: Router,
+) -> Result<(), RunError> {
     let stopping = context.stopping.clone().cancelled_owned();
     axum::serve(listener, router)
         .with_graceful_shutdown(stopping)

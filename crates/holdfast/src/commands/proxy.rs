@@ -1,21 +1,20 @@
 //! `holdfast proxy`: serves users from the table.
 
 mod doors;
-mod forwarding;
-mod serving;
-mod users;
+pub(super) mod forwarding;
+pub(super) mod serving;
+pub(super) mod users;
 
 use std::net::Ipv6Addr;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Args;
 use holdfast_proxy::{Address, ConfigError, ProxyConfig};
 use tokio::task::JoinSet;
 
 use self::doors::DoorArgs;
 pub(super) use self::serving::ServingArgs;
+use super::pid_file::PidFile;
 use super::{Common, CommonArgs, block_on};
 use crate::config::{Mistakes, Settings, parse};
 use crate::limits;
@@ -88,7 +87,6 @@ pub fn run(args: ProxyArgs, mut settings: Settings) -> anyhow::Result<ExitCode> 
         }
         let proxy = async {
             let proxy = config.build().await?;
-            // Not sooner: a proxy that cannot start must leave the file to the one that runs.
             let _pid_file = args.pid_file.as_deref().map(PidFile::write).transpose()?;
             proxy.run(stop.gracefully.clone()).await?;
             anyhow::Ok(())
@@ -153,24 +151,6 @@ fn read(args: &ProxyArgs, settings: &mut Settings) -> Result<(ProxyConfig, Commo
             .for_each(|mistake| settings.refuse_as(mistake.to_string()));
     }
     settings.finish(config)
-}
-
-/// A file with this process's id, for as long as it lives.
-struct PidFile(PathBuf);
-
-impl PidFile {
-    fn write(path: &str) -> anyhow::Result<Self> {
-        std::fs::write(path, format!("{}\n", std::process::id()))
-            .with_context(|| format!("--pid-file {path:?} cannot be written"))?;
-        Ok(PidFile(path.into()))
-    }
-}
-
-impl Drop for PidFile {
-    fn drop(&mut self) {
-        // Nobody is left to be told, and the next start overwrites it.
-        let _ = std::fs::remove_file(&self.0);
-    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use holdfast_replica::{ChpApiConfig, ClusterConfig, ConfigError, ReplicaConfig};
+use holdfast_tls::{ClientCertificates, ServerTls};
 use tokio::task::JoinSet;
 
 use super::{Common, CommonArgs, block_on, one_namespace};
@@ -71,6 +72,20 @@ pub struct ReplicaArgs {
     /// it changes. Without it the API is open, and only a loopback address will do.
     #[arg(long, env = "HOLDFAST_CHP_API_TOKEN_FILE", value_name = "FILE")]
     chp_api_token_file: Option<String>,
+
+    /// Certificate of that API, PEM, with those that lead to its authority. It is then answered by TLS alone. Read again
+    /// when it changes.
+    #[arg(long, env = "HOLDFAST_CHP_API_SSL_CERT", value_name = "FILE")]
+    chp_api_ssl_cert: Option<String>,
+
+    /// Its private key, PEM, not encrypted.
+    #[arg(long, env = "HOLDFAST_CHP_API_SSL_KEY", value_name = "FILE")]
+    chp_api_ssl_key: Option<String>,
+
+    /// Authorities that vouch for its callers, PEM. Only who shows a certificate of theirs is let in, and needs a token
+    /// all the same.
+    #[arg(long, env = "HOLDFAST_CHP_API_SSL_CA", value_name = "FILE")]
+    chp_api_ssl_ca: Option<String>,
 
     /// Whose routes that API shows and writes.
     #[arg(
@@ -152,6 +167,25 @@ pub fn run(args: ReplicaArgs, mut settings: Settings) -> anyhow::Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
+impl ReplicaArgs {
+    /// What the REST API's TLS is made of.
+    fn read_tls(&self, settings: &mut Settings) -> Option<ServerTls> {
+        let certificate = settings.read_optional("chp-api-ssl-cert", self.chp_api_ssl_cert.as_deref(), parse::file);
+        let key = settings.read_optional("chp-api-ssl-key", self.chp_api_ssl_key.as_deref(), parse::file);
+        let ca = settings.read_optional("chp-api-ssl-ca", self.chp_api_ssl_ca.as_deref(), parse::file);
+        if self.chp_api_ssl_cert.is_some() != self.chp_api_ssl_key.is_some() {
+            settings.refuse_as("--chp-api-ssl-cert and --chp-api-ssl-key go together".into());
+        }
+        if self.chp_api_ssl_ca.is_some() && self.chp_api_ssl_cert.is_none() {
+            let problem = "--chp-api-ssl-ca needs a certificate: give --chp-api-ssl-cert and --chp-api-ssl-key";
+            settings.refuse_as(problem.into());
+        }
+        let mut tls = ServerTls::new(certificate??, key??);
+        tls.clients = ca?.map(|ca| ClientCertificates { ca, required: true });
+        Some(tls)
+    }
+}
+
 fn read(args: &ReplicaArgs, settings: &mut Settings) -> Result<(ReplicaConfig, Common), Mistakes> {
     let name = settings.read_required(
         "name",
@@ -191,6 +225,7 @@ fn read(args: &ReplicaArgs, settings: &mut Settings) -> Result<(ReplicaConfig, C
             .read("listen-chp-api", address, parse::listen_address)
             .map(Some),
     };
+    let chp_api_tls = args.read_tls(settings);
     let tokens = settings.read_optional("chp-api-token-file", args.chp_api_token_file.as_deref(), parse::tokens);
     let namespace = settings.read("chp-api-namespace", &args.chp_api_namespace, one_namespace);
     let host_routing = settings.read("chp-api-host-routing", &args.chp_api_host_routing, parse::boolean);
@@ -263,7 +298,8 @@ fn read(args: &ReplicaArgs, settings: &mut Settings) -> Result<(ReplicaConfig, C
     let config = (|| {
         let (tokens, namespace, host_routing) = (tokens?.unwrap_or_default(), namespace?, host_routing?);
         let chp_api = listen_chp_api?.map(|listen| ChpApiConfig {
-            listen,
+            listen: listen.into(),
+            tls: chp_api_tls,
             tokens,
             namespace,
             host_routing,
@@ -278,8 +314,8 @@ fn read(args: &ReplicaArgs, settings: &mut Settings) -> Result<(ReplicaConfig, C
             },
             name: name?,
             data_dir: data_dir?,
-            listen_client: listen_client?,
-            listen_peer: listen_peer?,
+            listen_client: listen_client?.into(),
+            listen_peer: Some(listen_peer?),
             listen_admin: listen_admin?,
             chp_api,
             advertise_client: advertise_client?,

@@ -8,15 +8,17 @@ use std::ffi::OsString;
 use std::net::Ipv6Addr;
 use std::process::ExitCode;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use clap::Args;
 use holdfast_proxy::{ConfigError, ProxyConfig};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::claim::Claim;
+pub(super) use self::claim::LOCK;
 use self::plan::Plan;
 use super::proxy::ServingArgs;
+use super::together::Together;
 use super::{Common, CommonArgs, block_on};
 use crate::config::{Mistakes, Settings, parse};
 use crate::shutdown::Stop;
@@ -181,7 +183,7 @@ fn read(args: &UpArgs, settings: &mut Settings) -> Result<(Plan, Common), Mistak
 /// One replica and one proxy as tasks of this process.
 async fn embedded(plan: &Plan, claim: &Claim, stop: &CancellationToken) -> anyhow::Result<()> {
     claim.note(&States::new())?;
-    let mut roles: JoinSet<anyhow::Result<()>> = JoinSet::new();
+    let mut roles = Together::until(stop);
     for config in plan.replica_configs() {
         let name = config.name.clone();
         let replica = config
@@ -189,7 +191,7 @@ async fn embedded(plan: &Plan, claim: &Claim, stop: &CancellationToken) -> anyho
             .await
             .with_context(|| format!("replica {name} cannot start"))?;
         let stop = stop.clone();
-        roles.spawn(async move { replica.run(stop).await.with_context(|| format!("replica {name} ended")) });
+        roles.start(async move { replica.run(stop).await.with_context(|| format!("replica {name} ended")) });
     }
     for config in plan.proxy_configs()? {
         let name = config.name.clone();
@@ -198,30 +200,17 @@ async fn embedded(plan: &Plan, claim: &Claim, stop: &CancellationToken) -> anyho
             .await
             .with_context(|| format!("proxy {name} cannot start"))?;
         let stop = stop.clone();
-        roles.spawn(async move { proxy.run(stop).await.with_context(|| format!("proxy {name} ended")) });
+        roles.start(async move { proxy.run(stop).await.with_context(|| format!("proxy {name} ended")) });
     }
-
-    let first = tokio::select! {
-        ended = roles.join_next() => ended,
-        ready = readiness::wait(plan, None) => match ready {
-            Ok(()) => {
-                announce(plan);
-                roles.join_next().await
-            }
-            Err(error) => Some(Ok(Err(error))),
-        },
+    let saying_so = async {
+        if let Some(ready) = stop.run_until_cancelled(readiness::wait(plan, None)).await {
+            ready?;
+            announce(plan);
+            stop.cancelled().await;
+        }
+        Ok(())
     };
-    // Whatever ended first, on request or not: nothing goes on alone.
-    let on_request = stop.is_cancelled();
-    stop.cancel();
-    let mut result = first.map_or(Ok(()), |ended| ended.unwrap_or_else(|panic| Err(panic.into())));
-    if result.is_ok() && !on_request {
-        result = Err(anyhow!("a part of Holdfast ended without having been asked to"));
-    }
-    while let Some(ended) = roles.join_next().await {
-        result = result.and(ended.unwrap_or_else(|panic| Err(panic.into())));
-    }
-    result
+    roles.run(saying_so).await
 }
 
 /// Every replica and proxy as a process of its own.

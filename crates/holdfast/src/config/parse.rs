@@ -78,8 +78,8 @@ pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
 /// `host:port` as others may reach it: a name or an address.
 pub fn host_port(text: &str) -> Result<String, String> {
     match Endpoints::parse(&[text]) {
-        Ok(endpoints) => Ok(endpoints.addresses().next().unwrap_or(text).to_owned()),
-        Err(_) => Err("must be HOST:PORT with a port from 1 to 65535, like 10.0.0.1:7011".into()),
+        Ok(endpoints) if !text.starts_with("unix:") => Ok(endpoints.addresses().next().unwrap_or(text).to_owned()),
+        _ => Err("must be HOST:PORT with a port from 1 to 65535, like 10.0.0.1:7011".into()),
     }
 }
 

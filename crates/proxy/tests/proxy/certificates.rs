@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use holdfast_proxy::UserTls;
+use holdfast_proxy::ServerTls;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 use tokio_rustls::rustls::crypto::ring;
@@ -101,8 +101,8 @@ impl Authority {
 
 impl Identity {
     /// What a proxy is told that shows it to users.
-    pub fn shown(&self) -> UserTls {
-        UserTls::new(self.certificate.clone(), self.key.clone())
+    pub fn shown(&self) -> ServerTls {
+        ServerTls::new(self.certificate.clone(), self.key.clone())
     }
 
     fn read(&self) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {

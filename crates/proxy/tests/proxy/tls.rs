@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use holdfast_proxy::{ProxyConfig, TlsCiphers, TlsVersions, UserCertificates, UserTls};
+use holdfast_proxy::{ClientCertificates, ProxyConfig, ServerTls, TlsCiphers, TlsVersions};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::client::TlsStream;
@@ -209,11 +209,11 @@ async fn users_show_certificates_where_they_must() {
     for (required, without) in [(true, false), (false, true)] {
         let setup = Setup::with(&[("/", &hub.url)], |config| {
             shows(&identity)(config);
-            let users = UserCertificates {
+            let users = ClientCertificates {
                 ca: ours.ca.clone(),
                 required,
             };
-            config.tls.as_mut().unwrap().users = Some(users);
+            config.tls.as_mut().unwrap().clients = Some(users);
         })
         .await;
         for (shown, let_in) in [(Some(&user), true), (Some(&stranger), false), (None, without)] {
@@ -278,7 +278,7 @@ async fn files_that_are_no_certificates_are_named_at_the_start() {
     };
     let tls = |config: &mut ProxyConfig| config.tls.clone().unwrap();
     let text = said(&|config| {
-        config.tls = Some(UserTls {
+        config.tls = Some(ServerTls {
             certificate: missing.clone(),
             ..tls(config)
         })
@@ -289,7 +289,7 @@ async fn files_that_are_no_certificates_are_named_at_the_start() {
         "{text}"
     );
     let text = said(&|config| {
-        config.tls = Some(UserTls {
+        config.tls = Some(ServerTls {
             certificate: identity.key.clone(),
             ..tls(config)
         })
@@ -297,7 +297,7 @@ async fn files_that_are_no_certificates_are_named_at_the_start() {
     .await;
     assert!(text.contains("proxy.key: holds no certificate"), "{text}");
     let text = said(&|config| {
-        config.tls = Some(UserTls {
+        config.tls = Some(ServerTls {
             key: identity.certificate.clone(),
             ..tls(config)
         })
@@ -305,7 +305,7 @@ async fn files_that_are_no_certificates_are_named_at_the_start() {
     .await;
     assert!(text.contains("proxy.pem: holds no private key"), "{text}");
     let text = said(&|config| {
-        config.tls = Some(UserTls {
+        config.tls = Some(ServerTls {
             key: other.key.clone(),
             ..tls(config)
         })
@@ -316,7 +316,7 @@ async fn files_that_are_no_certificates_are_named_at_the_start() {
     let pem = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
     std::fs::write(&encrypted, pem).unwrap();
     let text = said(&|config| {
-        config.tls = Some(UserTls {
+        config.tls = Some(ServerTls {
             key: encrypted.clone(),
             ..tls(config)
         })
@@ -327,7 +327,7 @@ async fn files_that_are_no_certificates_are_named_at_the_start() {
         "{text}"
     );
     let text = said(&|config| {
-        config.tls = Some(UserTls {
+        config.tls = Some(ServerTls {
             versions: TlsVersions::parse("TLSv1_3").unwrap(),
             ciphers: TlsCiphers::parse("ECDHE-ECDSA-AES128-GCM-SHA256").unwrap(),
             ..tls(config)

@@ -9,7 +9,6 @@ pub mod form;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use holdfast_table::route::{DATA_BYTES_MAX, SPEC_BYTES_MAX};
 use holdfast_table::{Entry, Namespace, RouteSpec};
+use holdfast_tls::ServerTls;
 use holdfast_wire::proto;
 use holdfast_wire::proto::routes_server::Routes as _;
 use percent_encoding::percent_decode_str;
@@ -31,6 +31,7 @@ use tonic::{Code, Status};
 use self::form::Object;
 use super::Context;
 use super::routes::RoutesService;
+use crate::listen::Address;
 use crate::storage::state_machine::Position;
 
 const ROUTES: &str = "/api/routes";
@@ -44,7 +45,9 @@ const BODY_BYTES_MAX: usize = DATA_BYTES_MAX + SPEC_BYTES_MAX + 1024;
 #[derive(Clone, Debug)]
 pub struct ChpApiConfig {
     /// Where it is served, over HTTP/1.1.
-    pub listen: SocketAddr,
+    pub listen: Address,
+    /// The certificate that callers are shown, and whether they show one; `None`: they come without TLS.
+    pub tls: Option<ServerTls>,
     /// Who may call it.
     pub tokens: Tokens,
     /// Whose routes it shows and writes.
@@ -205,11 +208,13 @@ impl ChpApi {
         let spec = self.spec(path)?;
         let put = proto::Route {
             routespec: spec.as_str().to_owned(),
-            target,
+            target: target.clone(),
             data: form::data(data, &spec)?,
             ..Default::default()
         };
         self.write(proto::change::Change::Put(put)).await?;
+        // CHP's words: scripts and tests wait for them.
+        tracing::info!("Route added {} -> {target}", form::path(&spec));
         Ok(StatusCode::CREATED.into_response())
     }
 
@@ -217,8 +222,11 @@ impl ChpApi {
         let spec = self.spec(path)?;
         let position = self.read().await?;
         let entry = position.state.shown(spec.key()).filter(|entry| self.is_ours(entry));
-        let spec = entry.ok_or_else(missing)?.route.spec.as_str().to_owned();
-        self.write(proto::change::Change::Delete(spec)).await?;
+        let entry = entry.ok_or_else(missing)?;
+        let removed = form::path(&entry.route.spec);
+        self.write(proto::change::Change::Delete(entry.route.spec.as_str().to_owned()))
+            .await?;
+        tracing::info!("Removing route {removed}");
         Ok(StatusCode::NO_CONTENT.into_response())
     }
 

@@ -9,29 +9,29 @@ use crate::config::{Settings, parse};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Where requests go, and how")]
-pub(super) struct ForwardingArgs {
+pub struct ForwardingArgs {
     /// Sends requests that no route takes to this URL instead of answering them with 404, once the table is known.
     #[arg(long, env = "HOLDFAST_DEFAULT_TARGET", value_name = "URL")]
-    default_target: Option<String>,
+    pub(in crate::commands) default_target: Option<String>,
 
     /// Asks this URL for error pages: GET URL/<status code>?url=<what was asked for>. JupyterHub's is <hub>/error.
     #[arg(long, env = "HOLDFAST_ERROR_TARGET", value_name = "URL")]
-    error_target: Option<String>,
+    pub(in crate::commands) error_target: Option<String>,
 
     /// Shows <status code>.html, or else error.html, of this directory.
     #[arg(long, env = "HOLDFAST_ERROR_PATH", value_name = "DIR")]
-    error_path: Option<String>,
+    pub(in crate::commands) error_path: Option<String>,
 
     /// Connects to these targets alone: comma-separated ranges, if need be with scheme and ports, like 10.0.0.0/8:8888,
     /// https://10.0.0.0/8:8000-9000, http+unix:///run/servers. Link-local and metadata addresses, and the ports of this
     /// proxy and its replicas, are never connected to. [default: all others]
     #[arg(long, env = "HOLDFAST_ALLOW_TARGETS", value_name = "TARGETS")]
-    allow_targets: Option<String>,
+    pub(in crate::commands) allow_targets: Option<String>,
 
     /// Believes what reverse proxies at these addresses say of their users (X-Forwarded-For and its like), and adds to
     /// it: comma-separated ranges, or unix for who comes by a unix socket. What others say is overwritten.
     #[arg(long, env = "HOLDFAST_TRUSTED_PROXIES", value_name = "RANGE,...")]
-    trusted_proxies: Option<String>,
+    pub(in crate::commands) trusted_proxies: Option<String>,
 
     /// Tells targets nothing of users: no X-Forwarded-For and its like.
     #[arg(
@@ -43,7 +43,7 @@ pub(super) struct ForwardingArgs {
         default_missing_value = "true",
         default_value = "false"
     )]
-    no_x_forward: String,
+    pub(in crate::commands) no_x_forward: String,
 
     /// Leaves out the path of the target's URL.
     #[arg(
@@ -55,7 +55,7 @@ pub(super) struct ForwardingArgs {
         default_missing_value = "true",
         default_value = "false"
     )]
-    no_prepend_path: String,
+    pub(in crate::commands) no_prepend_path: String,
 
     /// Leaves out the routespec of a request's path.
     #[arg(
@@ -67,7 +67,7 @@ pub(super) struct ForwardingArgs {
         default_missing_value = "true",
         default_value = "false"
     )]
-    no_include_prefix: String,
+    pub(in crate::commands) no_include_prefix: String,
 
     /// Replaces Host by the target's own.
     #[arg(
@@ -79,7 +79,7 @@ pub(super) struct ForwardingArgs {
         default_missing_value = "true",
         default_value = "false"
     )]
-    change_origin: String,
+    pub(in crate::commands) change_origin: String,
 
     /// In a target's redirects to itself, writes the host that the user asked.
     #[arg(
@@ -91,11 +91,11 @@ pub(super) struct ForwardingArgs {
         default_missing_value = "true",
         default_value = "false"
     )]
-    auto_rewrite: String,
+    pub(in crate::commands) auto_rewrite: String,
 
     /// In a target's redirects to itself, writes this protocol: http or https.
     #[arg(long, env = "HOLDFAST_PROTOCOL_REWRITE", value_name = "PROTOCOL")]
-    protocol_rewrite: Option<String>,
+    pub(in crate::commands) protocol_rewrite: Option<String>,
 
     /// Sets a header in every request, as in "X-Here: yes". May be given again; in a file or the environment, one a line.
     #[arg(
@@ -104,23 +104,23 @@ pub(super) struct ForwardingArgs {
         value_name = "NAME: VALUE",
         value_delimiter = '\n'
     )]
-    custom_header: Vec<String>,
+    pub(in crate::commands) custom_header: Vec<String>,
 
     /// Gives up when a target is silent for this long, before its answer or within it; WebSockets aside. [default: never]
     #[arg(long, env = "HOLDFAST_PROXY_TIMEOUT", value_name = "DURATION")]
-    proxy_timeout: Option<String>,
+    pub(in crate::commands) proxy_timeout: Option<String>,
 
     /// Authorities that vouch for targets with https, PEM. [default: the system's]
     #[arg(long, env = "HOLDFAST_CLIENT_SSL_CA", value_name = "FILE")]
-    client_ssl_ca: Option<String>,
+    pub(in crate::commands) client_ssl_ca: Option<String>,
 
     /// Certificate to show to them, PEM.
     #[arg(long, env = "HOLDFAST_CLIENT_SSL_CERT", value_name = "FILE")]
-    client_ssl_cert: Option<String>,
+    pub(in crate::commands) client_ssl_cert: Option<String>,
 
     /// Its private key, PEM, not encrypted.
     #[arg(long, env = "HOLDFAST_CLIENT_SSL_KEY", value_name = "FILE")]
-    client_ssl_key: Option<String>,
+    pub(in crate::commands) client_ssl_key: Option<String>,
 
     /// Believes every target's certificate, whoever made it and for whomever.
     #[arg(
@@ -132,7 +132,7 @@ pub(super) struct ForwardingArgs {
         default_missing_value = "true",
         default_value = "false"
     )]
-    insecure: String,
+    pub(in crate::commands) insecure: String,
 }
 
 impl ForwardingArgs {

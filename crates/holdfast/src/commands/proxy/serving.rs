@@ -15,10 +15,10 @@ use crate::config::Settings;
 #[derive(Debug, Args)]
 pub struct ServingArgs {
     #[command(flatten)]
-    users: UserArgs,
+    pub(in crate::commands) users: UserArgs,
 
     #[command(flatten)]
-    forwarding: ForwardingArgs,
+    pub(in crate::commands) forwarding: ForwardingArgs,
 }
 
 impl ServingArgs {

@@ -3,25 +3,25 @@
 use std::net::{IpAddr, SocketAddr};
 
 use clap::Args;
-use holdfast_proxy::{ProxyConfig, Redirect, TlsCiphers, TlsVersions, UserCertificates, UserTls};
+use holdfast_proxy::{ClientCertificates, ProxyConfig, Redirect, ServerTls, TlsCiphers, TlsVersions};
 
 use crate::config::{Settings, parse};
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "How users are received")]
-pub(super) struct UserArgs {
+pub struct UserArgs {
     /// Certificate for users, PEM, with those that lead to its authority. Users then come by TLS alone. Read again when it
     /// changes.
     #[arg(long, env = "HOLDFAST_SSL_CERT", value_name = "FILE")]
-    ssl_cert: Option<String>,
+    pub(in crate::commands) ssl_cert: Option<String>,
 
     /// Its private key, PEM, not encrypted.
     #[arg(long, env = "HOLDFAST_SSL_KEY", value_name = "FILE")]
-    ssl_key: Option<String>,
+    pub(in crate::commands) ssl_key: Option<String>,
 
     /// Authorities that vouch for users' own certificates, PEM.
     #[arg(long, env = "HOLDFAST_SSL_CA", value_name = "FILE")]
-    ssl_ca: Option<String>,
+    pub(in crate::commands) ssl_ca: Option<String>,
 
     /// Asks users for certificates of their own. Needs --ssl-ca.
     #[arg(
@@ -33,7 +33,7 @@ pub(super) struct UserArgs {
         default_missing_value = "true",
         default_value = "false"
     )]
-    ssl_request_cert: String,
+    pub(in crate::commands) ssl_request_cert: String,
 
     /// Lets nobody in without one. A wrong one never lets in.
     #[arg(
@@ -45,24 +45,24 @@ pub(super) struct UserArgs {
         default_missing_value = "true",
         default_value = "false"
     )]
-    ssl_reject_unauthorized: String,
+    pub(in crate::commands) ssl_reject_unauthorized: String,
 
     /// Versions of TLS that are spoken with users: TLSv1_2, TLSv1_3, or both with a comma. [default: both]
     #[arg(long, env = "HOLDFAST_SSL_PROTOCOL", value_name = "VERSION,...")]
-    ssl_protocol: Option<String>,
+    pub(in crate::commands) ssl_protocol: Option<String>,
 
     /// Ciphers for users, with colons between them, by OpenSSL's names (ECDHE-RSA-AES128-GCM-SHA256) or rustls's own.
     /// [default: all that rustls has]
     #[arg(long, env = "HOLDFAST_SSL_CIPHERS", value_name = "CIPHER:...")]
-    ssl_ciphers: Option<String>,
+    pub(in crate::commands) ssl_ciphers: Option<String>,
 
     /// Sends users who come to this port without TLS to where it is.
     #[arg(long, env = "HOLDFAST_REDIRECT_PORT", value_name = "PORT")]
-    redirect_port: Option<String>,
+    pub(in crate::commands) redirect_port: Option<String>,
 
     /// The port that they are sent to. [default: the one with TLS]
     #[arg(long, env = "HOLDFAST_REDIRECT_TO", value_name = "PORT")]
-    redirect_to: Option<String>,
+    pub(in crate::commands) redirect_to: Option<String>,
 
     /// The most connections of users at once; further ones wait.
     #[arg(
@@ -71,11 +71,11 @@ pub(super) struct UserArgs {
         value_name = "NUMBER",
         default_value = "100000"
     )]
-    max_connections: String,
+    pub(in crate::commands) max_connections: String,
 
     /// The most of them from one address; further ones are closed. Trusted proxies have no such limit. [default: none]
     #[arg(long, env = "HOLDFAST_MAX_CONNECTIONS_PER_ADDRESS", value_name = "NUMBER")]
-    max_connections_per_address: Option<String>,
+    pub(in crate::commands) max_connections_per_address: Option<String>,
 
     /// How long a user's connection may be idle between two requests, and take for the head of one.
     #[arg(
@@ -84,7 +84,7 @@ pub(super) struct UserArgs {
         value_name = "DURATION",
         default_value = "30s"
     )]
-    keep_alive_timeout: String,
+    pub(in crate::commands) keep_alive_timeout: String,
 
     /// Closes a user's connection of HTTP/1.1 when no byte has passed for this long, even while the server works;
     /// WebSockets aside. [default: never]
@@ -94,7 +94,7 @@ pub(super) struct UserArgs {
         env = "HOLDFAST_CLIENT_TIMEOUT",
         value_name = "DURATION"
     )]
-    client_timeout: Option<String>,
+    pub(in crate::commands) client_timeout: Option<String>,
 }
 
 impl UserArgs {
@@ -135,7 +135,7 @@ impl UserArgs {
         );
     }
 
-    fn read_tls(&self, settings: &mut Settings) -> Option<UserTls> {
+    fn read_tls(&self, settings: &mut Settings) -> Option<ServerTls> {
         let certificate = settings.read_optional("ssl-cert", self.ssl_cert.as_deref(), parse::file);
         let key = settings.read_optional("ssl-key", self.ssl_key.as_deref(), parse::file);
         let ca = settings.read_optional("ssl-ca", self.ssl_ca.as_deref(), parse::file);
@@ -168,9 +168,9 @@ impl UserArgs {
                 settings.refuse_as(format!("--{flag} needs a certificate: give --ssl-cert and --ssl-key"));
             }
         }
-        let mut tls = UserTls::new(certificate??, key??);
+        let mut tls = ServerTls::new(certificate??, key??);
         if asked || required {
-            tls.users = ca?.map(|ca| UserCertificates { ca, required });
+            tls.clients = ca?.map(|ca| ClientCertificates { ca, required });
         }
         (tls.versions, tls.ciphers) = (versions, ciphers);
         Some(tls)

@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::plan::Plan;
 use crate::supervise::States;
 
-const LOCK: &str = "up.lock";
+/// Locked by whoever runs a cluster in the directory.
+pub const LOCK: &str = "up.lock";
 const NOTE: &str = "up.json";
 
 /// A data directory's lock, and the note beside it for those who look for us.

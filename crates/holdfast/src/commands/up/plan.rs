@@ -154,8 +154,8 @@ impl Plan {
             },
             name: format!("r{index}"),
             data_dir: self.data_dir.join(format!("r{index}")),
-            listen_client: self.replica_address(index, 0),
-            listen_peer: self.replica_address(index, 1),
+            listen_client: self.replica_address(index, 0).into(),
+            listen_peer: Some(self.replica_address(index, 1)),
             listen_admin: Some(self.replica_address(index, 2)),
             chp_api: None,
             advertise_client: None,
@@ -348,7 +348,7 @@ fn milliseconds(duration: Duration) -> OsString {
 
 #[cfg(test)]
 mod tests {
-    use holdfast_proxy::UserTls;
+    use holdfast_proxy::ServerTls;
 
     use super::*;
 
@@ -447,7 +447,7 @@ mod tests {
     #[test]
     fn proxies_are_told_alike_but_for_their_ports() {
         let mut secure = plan(1, 2);
-        secure.serving.tls = Some(UserTls::new("/c".into(), "/k".into()));
+        secure.serving.tls = Some(ServerTls::new("/c".into(), "/k".into()));
         secure.serving.redirect = Some(Redirect {
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 8080)),
             to: Some(443),

@@ -87,7 +87,7 @@ impl TlsCiphers {
     }
 
     /// True if one of these ciphers belongs to one of these versions.
-    pub(crate) fn fit(&self, versions: &TlsVersions) -> bool {
+    pub fn fit(&self, versions: &TlsVersions) -> bool {
         let versions = versions.selected();
         let mut ciphers = ALL_CIPHER_SUITES.iter().filter(|cipher| self.has(cipher));
         ciphers.any(|cipher| versions.contains(&cipher.version()))

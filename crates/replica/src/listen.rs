@@ -1,0 +1,187 @@
+//! Where a replica is reached: TCP or a unix socket, and over either TLS.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_tls::ServerIdentity;
+use holdfast_tls::tokio_rustls::TlsAcceptor;
+use holdfast_tls::tokio_rustls::server::TlsStream;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::either::Either;
+
+/// A TLS handshake that takes longer is given up.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// TLS handshakes under way at once; more wait in the kernel.
+const HANDSHAKES_MAX: usize = 256;
+
+/// An address to listen on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// TCP. Port 0 takes any free one.
+    Tcp(SocketAddr),
+    /// A unix socket at this path. One that nobody listens on any more is replaced.
+    Unix(PathBuf),
+}
+
+impl Address {
+    /// True if nobody on another machine can reach it.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Address::Tcp(address) => address.ip().is_loopback(),
+            Address::Unix(_) => true,
+        }
+    }
+}
+
+impl From<SocketAddr> for Address {
+    fn from(address: SocketAddr) -> Self {
+        Address::Tcp(address)
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp(address) => address.fmt(f),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// A bound listener.
+pub(crate) enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener, Socket),
+}
+
+/// A socket's file, taken away with it.
+pub(crate) struct Socket(PathBuf);
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // Nobody can be told, and whoever comes next replaces it.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl Listener {
+    pub(crate) async fn bind(address: &Address) -> io::Result<Self> {
+        match address {
+            Address::Tcp(address) => Ok(Listener::Tcp(TcpListener::bind(address).await?)),
+            Address::Unix(path) => {
+                remove_stale(path).await?;
+                Ok(Listener::Unix(UnixListener::bind(path)?, Socket(path.clone())))
+            }
+        }
+    }
+
+    /// Where it listens, its port included.
+    pub(crate) fn address(&self) -> io::Result<Address> {
+        match self {
+            Listener::Tcp(listener) => listener.local_addr().map(Address::Tcp),
+            Listener::Unix(_, Socket(path)) => Ok(Address::Unix(path.clone())),
+        }
+    }
+}
+
+/// Removes a socket that was left behind, and nothing else.
+async fn remove_stale(path: &Path) -> io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.file_type().is_socket() => match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+            _ => Ok(()),
+        },
+        _ => Ok(()),
+    }
+}
+
+impl axum::serve::Listener for Listener {
+    type Io = Either<TcpStream, UnixStream>;
+    type Addr = ();
+
+    async fn accept(&mut self) -> (Self::Io, ()) {
+        use axum::serve::Listener as Accept;
+        match self {
+            Listener::Tcp(listener) => {
+                let (stream, _) = Accept::accept(listener).await;
+                // A caller would only wait longer for its answer.
+                let _ = stream.set_nodelay(true);
+                (Either::Left(stream), ())
+            }
+            Listener::Unix(listener, _) => (Either::Right(Accept::accept(listener).await.0), ()),
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The same with TLS. Handshakes go on beside each other: a slow one holds up nobody.
+pub(crate) struct TlsListener {
+    listener: Listener,
+    identity: Arc<ServerIdentity>,
+    handshakes: JoinSet<io::Result<TlsStream<Either<TcpStream, UnixStream>>>>,
+}
+
+impl TlsListener {
+    pub(crate) fn new(listener: Listener, identity: Arc<ServerIdentity>) -> Self {
+        TlsListener {
+            listener,
+            identity,
+            handshakes: JoinSet::new(),
+        }
+    }
+}
+
+impl axum::serve::Listener for TlsListener {
+    type Io = TlsStream<Either<TcpStream, UnixStream>>;
+    type Addr = ();
+
+    async fn accept(&mut self) -> (Self::Io, ()) {
+        loop {
+            tokio::select! {
+                (stream, ()) = self.listener.accept(), if self.handshakes.len() < HANDSHAKES_MAX => {
+                    let handshake = TlsAcceptor::from(self.identity.config()).accept(stream);
+                    self.handshakes.spawn(async move { timeout(HANDSHAKE_TIMEOUT, handshake).await? });
+                }
+                Some(ended) = self.handshakes.join_next() => match ended {
+                    Ok(Ok(stream)) => return (stream, ()),
+                    Ok(Err(error)) => tracing::debug!(%error, "no TLS with a caller of the REST API"),
+                    Err(panic) => tracing::error!(%panic, "a TLS handshake failed"),
+                },
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_that_was_left_behind_is_replaced_and_no_other_file_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let address = Address::Unix(folder.path().join("socket"));
+        drop(std::os::unix::net::UnixListener::bind(folder.path().join("socket")).unwrap());
+        let listener = Listener::bind(&address).await.unwrap();
+        assert_eq!(listener.address().unwrap(), address);
+        assert!(Listener::bind(&address).await.is_err(), "somebody listens");
+        drop(listener);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        std::fs::write(folder.path().join("socket"), "mine").unwrap();
+        assert!(Listener::bind(&address).await.is_err());
+        assert_eq!(std::fs::read(folder.path().join("socket")).unwrap(), b"mine");
+    }
+}
