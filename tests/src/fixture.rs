@@ -1,5 +1,6 @@
 //! Real processes of the `holdfast` binary, on ports and in directories of their own, gone when the test ends.
 
+pub mod chp;
 pub mod cluster;
 pub mod ports;
 pub mod process;

@@ -9,6 +9,7 @@ use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::http::request::Builder;
 use hyper::{HeaderMap, Method, Request};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -61,6 +62,10 @@ impl Connection {
     pub async fn open(address: &str) -> Result<Self> {
         let stream = timeout(ANSWER_WITHIN, TcpStream::connect(address)).await??;
         stream.set_nodelay(true)?;
+        Connection::over(stream).await
+    }
+
+    async fn over(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Self> {
         let (sender, connection) = handshake(TokioIo::new(stream)).await?;
         let mut driver = JoinSet::new();
         driver.spawn(async move {
@@ -107,6 +112,21 @@ pub fn request(method: Method, address: &str, path: &str) -> Builder {
 /// No answer.
 pub async fn get(address: &str, path: &str) -> Result<Answer> {
     send(address, request(Method::GET, address, path), Bytes::new()).await
+}
+
+/// One request on a connection that is there, over whatever it goes.
+///
+/// # Errors
+/// No answer, or no valid request.
+pub async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: Builder,
+    body: Bytes,
+) -> Result<Answer> {
+    Connection::over(stream)
+        .await?
+        .ask(request.body(Full::new(body))?)
+        .await
 }
 
 /// One request on a connection of its own.

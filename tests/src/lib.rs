@@ -9,5 +9,6 @@ pub mod history;
 pub mod http;
 pub mod leader_kills;
 pub mod prober;
+pub mod tls;
 pub mod websocket;
 pub mod writes;

@@ -4,7 +4,8 @@ use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use holdfast_tests::fixture::cluster::SOON;
 use holdfast_tests::fixture::{Cluster, free_port, until};
-use holdfast_tests::http::{Answer, request, send};
+use holdfast_tests::http::{Answer, exchange, get, request, send};
+use holdfast_tests::tls::{Authority, Identity};
 use hyper::Method;
 use serde_json::json;
 
@@ -259,5 +260,59 @@ async fn without_a_token_it_is_not_offered_to_others() -> Result<()> {
     let log = cluster.logs();
     ensure!(log.contains("listen-chp-api") && log.contains("give a token"), "{log}");
     cluster.keep_quiet();
+    Ok(())
+}
+
+#[tokio::test]
+async fn with_a_certificate_it_is_answered_by_tls_alone_and_to_whom_it_knows() -> Result<()> {
+    let mut cluster = Cluster::prepare(1)?;
+    let (folder, other) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let (authority, next) = (Authority::new(folder.path())?, Authority::new(other.path())?);
+    let (own, hub) = (authority.vouch_for("own")?, authority.vouch_for("hub")?);
+    let tokens = cluster.folder().join("tokens");
+    std::fs::write(&tokens, format!("{TOKEN}\n"))?;
+    let api = format!("127.0.0.1:{}", free_port());
+    let process = &mut cluster.replicas[0].process;
+    process.set_flag("--listen-chp-api", &api);
+    process.set_flag("--chp-api-token-file", &tokens);
+    process.set_flag("--chp-api-ssl-cert", &own.certificate);
+    process.set_flag("--chp-api-ssl-key", &own.key);
+    process.set_flag("--chp-api-ssl-ca", &authority.ca);
+    process.start()?;
+    cluster.ready().await?;
+    let asks = async |authority: &Authority, identity: Option<&Identity>, token: &str| -> Result<u16> {
+        let stream = authority.connect(&api, identity).await?;
+        let asked = request(Method::GET, &api, "/api/routes").header("authorization", format!("token {token}"));
+        Ok(exchange(stream, asked, Bytes::new()).await?.status)
+    };
+    ensure!(asks(&authority, Some(&hub), TOKEN).await? == 200);
+    ensure!(
+        asks(&authority, Some(&hub), "another").await? == 403,
+        "a certificate is no token"
+    );
+    ensure!(asks(&authority, None, TOKEN).await.is_err(), "who shows nothing");
+    ensure!(
+        asks(&authority, Some(&next.vouch_for("stranger")?), TOKEN)
+            .await
+            .is_err()
+    );
+    ensure!(get(&api, "/api/routes").await.is_err(), "without TLS");
+
+    // One who connects and says nothing holds up nobody.
+    let silent = tokio::net::TcpStream::connect(&api).await?;
+    ensure!(asks(&authority, Some(&hub), TOKEN).await? == 200);
+    drop(silent);
+
+    let renewed = next.vouch_for("renewed")?;
+    std::fs::copy(&renewed.key, &own.key)?;
+    std::fs::copy(&renewed.certificate, &own.certificate)?;
+    until("the new certificate is shown", SOON, async || {
+        asks(&next, Some(&hub), TOKEN).await
+    })
+    .await?;
+    ensure!(
+        asks(&authority, Some(&hub), TOKEN).await.is_err(),
+        "the old one is gone"
+    );
     Ok(())
 }

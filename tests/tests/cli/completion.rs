@@ -10,6 +10,8 @@ async fn completion_scripts_know_the_commands() -> Result<()> {
             "replica",
             "proxy",
             "up",
+            "chp",
+            "api-ssl-reject-unauthorized",
             "status",
             "routes",
             "watch",

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use holdfast_tests::echo::Echo;
+use holdfast_tests::fixture::chp::configurable_http_proxy;
 use holdfast_tests::fixture::cluster::SOON;
 use holdfast_tests::fixture::{Process, free_port, until};
 use holdfast_tests::http;
@@ -145,12 +146,6 @@ fn port(address: &str) -> &str {
 }
 
 fn program() -> Result<PathBuf> {
-    if let Some(path) = std::env::var_os("HOLDFAST_CHP") {
-        return Ok(path.into());
-    }
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .map(|folder| folder.join("configurable-http-proxy"))
-        .find(|program| program.is_file())
-        .context("no configurable-http-proxy in PATH: make demo-chp installs it, or name it in HOLDFAST_CHP")
+    configurable_http_proxy()
+        .context("no configurable-http-proxy: make demo-chp installs it, or name it in HOLDFAST_CHP")
 }
