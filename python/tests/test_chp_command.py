@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -38,6 +39,12 @@ def owner(hub, user, url=None):
     answer = fetch(f"{url or hub.public_url}{SPECS[user]}api/contents/owner.txt?content=1")
     assert answer.status == 200, answer
     return json.loads(answer.body)["content"]
+
+
+def is_reached(hub, user):
+    """Whether the user's server answers what it answers to everybody: without a hub it cannot tell who asks."""
+    with urllib.request.urlopen(f"{hub.public_url}{SPECS[user]}api", timeout=30) as answer:
+        return "version" in json.loads(answer.read())
 
 
 def proxy_pid(hub):
@@ -93,7 +100,7 @@ def test_a_proxy_that_was_left_running_is_replaced(tmp_path):
         first = proxy_pid(hub)
         hub.stop(signal.SIGKILL)
         assert is_alive(first)
-        assert owner(hub, "alice") == "alice", "no hub is needed for that"
+        assert is_reached(hub, "alice"), "no hub is needed for that"
         hub.start()
         assert f"Proxy still running at pid={first}" in hub.log_since_start()
         assert not is_alive(first)
@@ -120,11 +127,11 @@ def test_routes_on_disk_are_there_before_the_hub_is(tmp_path):
             hub.start_server("alice")
             before = hub.routes()
             hub.stop()
-            assert owner(hub, "alice") == "alice"
+            assert is_reached(hub, "alice")
             proxy.kill()
             proxy.wait()
             proxy = start()
-            assert owner(hub, "alice") == "alice", "with nobody to add the route again"
+            assert is_reached(hub, "alice"), "with nobody to add the route again"
             hub.start()
             assert "missing route" not in hub.log_since_start()
             assert hub.routes() == before

@@ -187,9 +187,11 @@ async fn tls_is_shown_and_asked_for_as_an_internal_hub_wants_it() -> Result<()> 
         };
         let known = until("the API answers", SOON, async || {
             ensure!(subject.process.is_running(), "{}", subject.process.log_tail(20));
-            ask(&subject.api, Some(&hub), "/api/routes").await
+            let (status, said) = ask(&subject.api, Some(&hub), "/api/routes").await?;
+            ensure!(status == 200, "{status} {said:?}");
+            Ok(())
         });
-        ensure!(known.await?.0 == 200);
+        known.await?;
         ensure!(
             ask(&subject.api, None, "/api/routes").await.is_err(),
             "who shows nothing"
