@@ -22,7 +22,7 @@ report_rocksdb() {
 # this one, which would pass for built.
 mkdir -p "$CARGO_TARGET_DIR"
 if [ "$(cat "$CARGO_TARGET_DIR/checkout" 2>/dev/null)" != "$PWD" ]; then
-    find Cargo.toml crates tests benches proto third-party -type f -exec touch {} +
+    find Cargo.toml crates tests benches fuzz proto third-party -type f -exec touch {} +
     echo "$PWD" >"$CARGO_TARGET_DIR/checkout"
 fi
 

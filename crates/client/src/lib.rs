@@ -7,6 +7,8 @@ pub mod backoff;
 pub mod backup;
 pub mod endpoints;
 mod following;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod live_table;
 pub mod operator;
 pub mod reader;

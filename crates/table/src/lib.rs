@@ -4,6 +4,8 @@ pub mod batch;
 pub mod delta;
 pub mod digest;
 pub mod fence;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod held;
 pub mod history;
 pub mod lineage;

@@ -4,6 +4,9 @@
 //! within a segment and never a delimiter. What a table is keyed by, what a request is looked up by and what is logged
 //! all come from here, while the raw bytes go to the target unchanged: what was matched is what is forwarded.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod reference;
+
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
