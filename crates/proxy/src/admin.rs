@@ -1,4 +1,4 @@
-//! What operators and their tools ask a proxy: `/livez`, `/readyz`, `/metrics`, `/status`.
+//! What operators and their tools ask a proxy: `/livez`, `/readyz`, `/metrics`, `/status`; and `POST /drain`.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use holdfast_client::{Freshness, LiveTable};
 use serde::Serialize;
@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use crate::metrics::{SharedMetrics, source_word};
 use crate::signal::Signal;
+use crate::staleness::Staleness;
 
 /// What the answers are made of.
 #[derive(Clone)]
@@ -23,6 +24,28 @@ pub(crate) struct Facts {
     pub(crate) freshness: watch::Receiver<Freshness>,
     pub(crate) metrics: SharedMetrics,
     pub(crate) draining: Arc<Signal>,
+    pub(crate) staleness: Arc<Staleness>,
+}
+
+impl Facts {
+    /// What a ready proxy has: a table, for good. One grown old is no reason to take the whole site away, unless the operator says
+    /// so; a drain is.
+    fn checks(&self) -> Vec<(&'static str, bool)> {
+        let mut checks = vec![
+            ("table", self.table.current().is_some()),
+            // Bound before anybody can ask.
+            ("listeners", true),
+            ("not-draining", !self.draining.is_raised()),
+        ];
+        if self.staleness.is_limited() {
+            checks.push(("not-stale", !self.staleness.is_exceeded()));
+        }
+        checks
+    }
+
+    fn is_ready(&self) -> bool {
+        self.checks().iter().all(|(_, good)| *good)
+    }
 }
 
 /// The answer to `/status`.
@@ -50,6 +73,7 @@ pub(crate) fn router(facts: Facts) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/status", get(status))
+        .route("/drain", post(drain))
         .with_state(facts)
 }
 
@@ -58,18 +82,11 @@ pub(crate) fn metrics_alone(facts: Facts) -> Router {
     Router::new().route("/metrics", get(metrics)).with_state(facts)
 }
 
-/// Ready once there is a table, for good: a table grown old is no reason to take the whole site away. Only a drain is.
 async fn readyz(State(facts): State<Facts>, RawQuery(query): RawQuery) -> Response {
-    // The listeners are bound before this can be asked.
-    let checks = [
-        ("table", facts.table.current().is_some()),
-        ("listeners", true),
-        ("not-draining", !facts.draining.is_raised()),
-    ];
-    let ready = checks.iter().all(|(_, good)| *good);
+    let ready = facts.is_ready();
     let verbose = query.is_some_and(|query| query.split('&').any(|part| part.split('=').next() == Some("verbose")));
     let mut text = String::new();
-    for (check, good) in checks {
+    for (check, good) in facts.checks() {
         if verbose || !good {
             let _ = writeln!(text, "[{}] {check}", if good { '+' } else { '-' });
         }
@@ -108,9 +125,34 @@ async fn status(State(facts): State<Facts>) -> Response {
         replica: freshness.replica.as_deref(),
         staleness_ms: freshness.last_contact.map(|at| milliseconds(at.elapsed())),
         draining: facts.draining.is_raised(),
-        ready: table.is_some() && !facts.draining.is_raised(),
+        ready: facts.is_ready(),
         active_requests: facts.metrics.active_requests.get(),
         active_websockets: facts.metrics.active_websockets.get(),
     };
     Json(status).into_response()
+}
+
+/// Not ready from now on, and serves on until the process is told to end: for whoever takes it out of a load balancer first.
+/// Asked again, it only tells how many are left.
+async fn drain(State(facts): State<Facts>) -> Response {
+    if !facts.draining.is_raised() {
+        tracing::info!("asked to drain: not ready any more");
+    }
+    facts.draining.raise();
+    let left = Left {
+        draining: true,
+        connections: facts.metrics.connections.get(),
+        active_requests: facts.metrics.active_requests.get(),
+        active_websockets: facts.metrics.active_websockets.get(),
+    };
+    Json(left).into_response()
+}
+
+/// The answer to `POST /drain`.
+#[derive(Serialize)]
+struct Left {
+    draining: bool,
+    connections: i64,
+    active_requests: i64,
+    active_websockets: i64,
 }

@@ -12,6 +12,9 @@
 //! A new one is written beside, synced and renamed, and the one before is kept. A file is served whole or not at all:
 //! every byte is under a checksum, and the digest of the routes that were read must be the one that was written.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};

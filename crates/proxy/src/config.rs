@@ -19,6 +19,8 @@ use crate::proxy::{BuildError, Proxy};
 pub const NAME_BYTES_MAX: usize = 253;
 /// The longest time a connection to a target may be told to take.
 pub const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(60);
+/// The shortest time after which a table may be too old. Replicas vouch for it once a second.
+pub const MAX_STALE_MIN: Duration = Duration::from_secs(5);
 /// The longest drain, delay and timeout each.
 pub const DRAIN_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -35,15 +37,18 @@ pub struct ProxyConfig {
     pub tls: Option<ServerTls>,
     /// Where users who come without TLS are sent to where it is; `None`: nowhere. Needs `tls`.
     pub redirect: Option<Redirect>,
-    /// Where `/livez`, `/readyz`, `/metrics` and `/status` are served; `None`: nowhere.
+    /// Where `/livez`, `/readyz`, `/metrics`, `/status` and `POST /drain` are served; `None`: nowhere.
     pub listen_admin: Option<SocketAddr>,
     /// Where `/metrics` is served and nothing else; `None`: nowhere but at `listen_admin`.
     pub listen_metrics: Option<Address>,
     /// Where the table's copy is kept; made if it is missing; one proxy's alone.
     pub data_dir: PathBuf,
+    /// How long the table is served after a replica last vouched for it; then 503, and not ready. `None`: for ever, as is best
+    /// nearly everywhere: old routes serve all users but the newest.
+    pub max_stale: Option<Duration>,
     /// How long connections are still accepted once the proxy has said that it is not ready.
     pub drain_delay: Duration,
-    /// How long requests and WebSockets may go on after that.
+    /// How long requests and WebSockets may go on after that. In its last half, a minute at most, WebSockets are told to end.
     pub drain_timeout: Duration,
     /// How long a connection to a target may take, name resolution and TLS included.
     pub connect_timeout: Duration,
@@ -115,6 +120,7 @@ impl ProxyConfig {
             listen_admin: None,
             listen_metrics: None,
             data_dir,
+            max_stale: None,
             drain_delay: Duration::from_secs(10),
             drain_timeout: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(5),
@@ -226,6 +232,12 @@ impl ProxyConfig {
                 DRAIN_MAX,
             ),
             (
+                "max_stale",
+                self.max_stale.unwrap_or(DRAIN_MAX),
+                MAX_STALE_MIN,
+                Duration::MAX,
+            ),
+            (
                 "reload_interval",
                 self.reload_interval,
                 Duration::from_millis(1),
@@ -242,7 +254,10 @@ impl ProxyConfig {
                 (least..=most).contains(&value),
                 field,
                 &format_args!("{value:?}"),
-                &format!("must be from {least:?} to {most:?}"),
+                &match most {
+                    Duration::MAX => format!("must be {least:?} or more"),
+                    most => format!("must be from {least:?} to {most:?}"),
+                },
             );
         }
         check(
@@ -288,6 +303,7 @@ mod tests {
             listen_admin: Some(listen),
             connect_timeout: Duration::ZERO,
             connections_max: 0,
+            max_stale: Some(Duration::from_secs(1)),
             redirect: Some(Redirect { listen, to: None }),
             ..good
         };
@@ -298,6 +314,7 @@ mod tests {
             "listen_admin \"127.0.0.1:8000\"",
             "connect_timeout \"0ns\"",
             "connections_max \"0\"",
+            "max_stale \"1s\": must be 5s or more",
             "redirect \"127.0.0.1:8000\": must differ",
             "redirect \"127.0.0.1:8000\": needs a certificate",
         ] {

@@ -1,6 +1,10 @@
 //! One connection of a client from its first byte to its last, tunnels included.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -44,14 +48,19 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 const SEND_BUFFER_BYTES: usize = 64 * 1024;
 /// How often a connection of HTTP/2 is asked whether it lives, and for how long.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
+/// How long who has connected just before a drain may take to begin: what it says may be on its way.
+const BEGIN_GRACE: Duration = Duration::from_millis(500);
 /// What a client of HTTP/2 begins with if it needs no negotiation (RFC 9113, section 3.4).
 const PREFACE: [u8; 24] = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// The two steps of a drain.
+/// The steps of a drain.
 #[derive(Default)]
 pub(crate) struct Signals {
     /// Accept nothing more; connections end with their present requests and tunnels.
     pub(crate) stop: Signal,
+    /// Tunnels end as WebSockets do, each at some moment within `spread`.
+    pub(crate) part: Signal,
+    pub(crate) spread: Duration,
     /// End now.
     pub(crate) cut: Signal,
 }
@@ -90,17 +99,11 @@ impl Server {
         signals: Arc<Signals>,
         limits: Limits,
     ) -> Self {
-        let mut http1 = http1::Builder::new();
-        http1
-            .timer(TokioTimer::new())
-            .header_read_timeout(limits.header_read_timeout)
-            .max_header_size(HEAD_BYTES_MAX as usize)
-            .max_buf_size(BUFFER_BYTES_MAX);
         Server {
             forwarder,
             metrics,
             signals,
-            http1,
+            http1: http1(limits),
             limits,
         }
     }
@@ -117,9 +120,14 @@ impl Server {
             Entrance::Redirect(_) => None,
         };
         let secure = tls.is_some();
-        let opening = timeout(self.limits.header_read_timeout, open(stream, tls));
-        // Whoever has not even begun when the drain does is not waited for.
-        let opened = match self.signals.stop.unless_raised(opening).await {
+        let opened = {
+            let mut opening = pin!(timeout(self.limits.header_read_timeout, open(stream, tls)));
+            match self.signals.stop.unless_raised(opening.as_mut()).await {
+                None => timeout(BEGIN_GRACE, opening).await.ok(),
+                opened => opened,
+            }
+        };
+        let opened = match opened {
             Some(Ok(Ok(opened))) => opened,
             Some(Ok(Err(Failure::Gone))) | None => return,
             Some(Ok(Err(Failure::Handshake(error)))) => {
@@ -154,6 +162,10 @@ impl Server {
             match self.signals.stop.unless_raised(connection.as_mut()).await {
                 Some(result) => result,
                 None => {
+                    // hyper closes what it has not begun to read, and what is here already is read by being polled.
+                    if let Poll::Ready(ended) = poll_fn(|cx| Poll::Ready(connection.as_mut().poll(cx))).await {
+                        return ended;
+                    }
                     connection.as_mut().graceful_shutdown();
                     connection.as_mut().await
                 }
@@ -162,7 +174,7 @@ impl Server {
         match served.await {
             Some(Ok(())) => {
                 if let Some(tunnel) = client.take_tunnel() {
-                    tunnel.run(&self.signals.cut).await;
+                    tunnel.run(&self.signals).await;
                 }
             }
             Some(Err(error)) => tracing::debug!(%error, client = ?peer, "a connection ended"),
@@ -258,6 +270,16 @@ impl Server {
     }
 }
 
+fn http1(limits: Limits) -> http1::Builder {
+    let mut http1 = http1::Builder::new();
+    http1
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_read_timeout)
+        .max_header_size(HEAD_BYTES_MAX as usize)
+        .max_buf_size(BUFFER_BYTES_MAX);
+    http1
+}
+
 /// How a connection of HTTP/2 goes on.
 enum End {
     Ended(hyper::Result<()>),
@@ -276,7 +298,7 @@ struct Streams {
 impl Streams {
     fn run(&self, tunnel: Tunnel) {
         let signals = self.signals.clone();
-        self.tasks.spawn(async move { tunnel.run(&signals.cut).await });
+        self.tasks.spawn(async move { tunnel.run(&signals).await });
     }
 
     /// Returns when nothing has been asked for or under way for `period`.

@@ -58,7 +58,7 @@ impl ErrorPager {
         // What cannot be read is not repeated to anybody; and a hub's page about a proxy that is starting would be wrong.
         let (of_server, of_file) = match problem {
             Problem::NoRoute | Problem::TargetFailed => (true, true),
-            Problem::NoTable => (false, true),
+            Problem::NoTable | Problem::StaleTable => (false, true),
             Problem::Unreadable(_) | Problem::BadRequest(_) => (false, false),
         };
         let page = match &self.source {

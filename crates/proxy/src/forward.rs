@@ -21,6 +21,7 @@ use crate::redirect;
 use crate::request::read;
 use crate::rewrite::{self, Unaskable};
 use crate::signal::Signal;
+use crate::staleness::Staleness;
 use crate::targets::{Lease, TargetError, Targets};
 use crate::tunnel::Tunnel;
 use crate::websocket;
@@ -41,6 +42,7 @@ pub(crate) struct Forwarder {
     metrics: SharedMetrics,
     draining: Arc<Signal>,
     refusals: Refusals,
+    staleness: Arc<Staleness>,
 }
 
 /// What a [`Forwarder`] is made of.
@@ -54,6 +56,7 @@ pub(crate) struct Parts {
     pub(crate) metrics: SharedMetrics,
     pub(crate) draining: Arc<Signal>,
     pub(crate) refusals: Refusals,
+    pub(crate) staleness: Arc<Staleness>,
 }
 
 /// Where a request goes.
@@ -85,6 +88,7 @@ impl Forwarder {
             metrics: parts.metrics,
             draining: parts.draining,
             refusals: parts.refusals,
+            staleness: parts.staleness,
         }
     }
 
@@ -97,6 +101,7 @@ impl Forwarder {
         let active = Active::enter(&self.metrics.active_requests);
         let form = Form::wanted(request.headers());
         let uri = self.pages.needs_uri().then(|| request.uri().clone());
+        let is_told = Staleness::is_told_to(&client.origin, request.headers());
         let http1 = request.version() < Version::HTTP_2;
         let mut upgrades = request.headers().get_all(UPGRADE).iter();
         let ends_requests = http1 && upgrades.any(|upgrade| names_websocket(upgrade.as_bytes()));
@@ -105,6 +110,9 @@ impl Forwarder {
             Ok(response) => response,
             Err(problem) => self.explain(kind, problem, form, uri.as_ref()).await,
         };
+        if is_told {
+            self.staleness.tell(response.headers_mut());
+        }
         let status = response.status();
         self.metrics.answered(kind, status);
         // A 400 may be half of an attempt to smuggle a request; a draining proxy wants its clients elsewhere.
@@ -151,7 +159,7 @@ impl Forwarder {
     }
 
     fn health(&self) -> Response<Body> {
-        let ready = self.table.current().is_some() && !self.draining.is_raised();
+        let ready = self.table.current().is_some() && !self.draining.is_raised() && !self.staleness.is_exceeded();
         let (status, body) = match ready {
             true => (StatusCode::OK, r#"{"status":"OK"}"#),
             false => (StatusCode::SERVICE_UNAVAILABLE, r#"{"status":"unavailable"}"#),
@@ -173,6 +181,10 @@ impl Forwarder {
             None => {
                 self.metrics.no_table.inc();
                 return Err(Problem::NoTable);
+            }
+            Some(_) if self.staleness.is_exceeded() => {
+                self.metrics.stale_table.inc();
+                return Err(Problem::StaleTable);
             }
             Some(table) => table.lookup(asked.host.as_ref(), &asked.path).cloned(),
         };

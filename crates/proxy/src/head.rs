@@ -1,9 +1,12 @@
 //! Reads along with hyper what a client sends over HTTP/1.1, and spoils what must not be let through.
 //!
 //! hyper resolves some ambiguities where they should end the connection (RFC 9112, sections 2.2, 6.1 and 6.3): it takes
-//! a bare line feed for the end of a line, of two framings it takes one without a word, and of two equal lengths one. None
-//! of that can be seen in the request that it makes. So the bytes are looked at before hyper has them: the end of a line
+//! a bare line feed for the end of a line, of two framings it takes one without a word, of two equal lengths one, and it cuts a
+//! request's target at a '#', which none has, so that a target would get another than was sent. None of that can be seen in the request that it makes. So the bytes are looked at before hyper has them: the end of a line
 //! that is refused becomes a byte that no head may have, and the head's end follows at once. hyper answers that with 400.
+
+#[cfg(any(test, fuzzing))]
+pub(crate) mod reference;
 
 use prometheus_client::metrics::counter::Counter;
 
@@ -107,24 +110,29 @@ impl Watch {
                     };
                     used
                 }
-                _ => match memchr::memchr(b'\n', bytes) {
-                    None => {
-                        self.keep(bytes);
-                        return;
+                _ => {
+                    let end = memchr::memchr(b'\n', bytes);
+                    let line = &bytes[..end.unwrap_or(bytes.len())];
+                    let refused = match self.place {
+                        Place::Before(_) => memchr::memchr(b'#', line),
+                        _ => None,
+                    };
+                    match (refused, end) {
+                        (Some(at), _) => return self.spoil(&mut bytes[at]),
+                        (None, None) => return self.keep(bytes),
+                        (None, Some(end)) if !self.line(&bytes[..end]) => return self.spoil(&mut bytes[end]),
+                        (None, Some(end)) => end + 1,
                     }
-                    Some(end) => {
-                        if !self.line(&bytes[..end]) {
-                            bytes[end] = 0;
-                            self.refused.inc();
-                            self.place = Place::Spoilt;
-                            return;
-                        }
-                        end + 1
-                    }
-                },
+                }
             };
             bytes = &mut bytes[used..];
         }
+    }
+
+    fn spoil(&mut self, byte: &mut u8) {
+        *byte = 0;
+        self.refused.inc();
+        self.place = Place::Spoilt;
     }
 
     /// Takes the rest of a line, without its line feed; false refuses what the line belongs to.
@@ -354,6 +362,9 @@ mod tests {
             ("P / HTTP/1.1\r\n", "Content-Length: 99999999999999999999999999\r\n"),
             ("GET / HTTP/1.1\r\nX: a\r\n", " b\r\n"),
             ("\r\n\r\n\r\n\r\n", "\r\n"),
+            ("GET /a", "#"),
+            ("GET /", "#"),
+            ("", "#"),
         ] {
             let head = format!("{before}{line}Host: a\r\n\r\n");
             is_spoilt(&head, before.len() + line.len() - 1);

@@ -14,8 +14,10 @@ mod client;
 pub mod config;
 mod connect;
 mod connection;
+mod descriptors;
 pub mod error_pages;
 mod forward;
+mod frames;
 mod head;
 mod headers;
 pub mod listen;
@@ -29,6 +31,7 @@ mod redirect;
 mod request;
 mod rewrite;
 mod signal;
+mod staleness;
 mod stream;
 mod targets;
 mod tunnel;
@@ -42,3 +45,10 @@ pub use holdfast_tls::{ClientCertificates, ServerTls, TargetTls, TlsCiphers, Tls
 pub use listen::Address;
 pub use policy::{Policy, Protocol, TrustedProxies};
 pub use proxy::{BuildError, Proxy, RunError};
+
+#[cfg(fuzzing)]
+pub mod fuzz {
+    //! What cargo-fuzz calls.
+    pub use crate::cache::fuzz::cache;
+    pub use crate::connection::fuzz::head;
+}

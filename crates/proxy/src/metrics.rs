@@ -74,6 +74,7 @@ pub(crate) struct Metrics {
     target_failures: [Counter; 4],
     pub(crate) no_route: Counter,
     pub(crate) no_table: Counter,
+    pub(crate) stale_table: Counter,
     pub(crate) connections: Gauge,
     pub(crate) active_requests: Gauge,
     pub(crate) active_websockets: Gauge,
@@ -87,6 +88,8 @@ pub(crate) struct Metrics {
     sources: [Gauge; SOURCES.len()],
     connected: Gauge,
     draining: Gauge,
+    open_files: Gauge,
+    open_files_max: Gauge,
 }
 
 impl Metrics {
@@ -123,12 +126,12 @@ impl Metrics {
             "reason",
             ["connect", "response", "silent", "denied"],
         );
-        let [no_route, no_table] = by_label(
+        let [no_route, no_table, stale_table] = by_label(
             r,
             "no_route",
-            "Requests without a route: known to be absent, or no table to look in",
+            "Requests without a route: known to be absent, no table to look in, or one too old",
             "cause",
-            ["known_absent", "no_table"],
+            ["known_absent", "no_table", "stale_table"],
         );
         let connections = gauge(r, "connections", "Connections of clients, tunnels included");
         let active_requests = gauge(r, "active_requests", "Requests whose answer is not complete yet");
@@ -165,6 +168,8 @@ impl Metrics {
         let sources = SOURCES.map(|(_, source)| family.get_or_create_owned(&Labels([("source", source)])));
         let connected = gauge(r, "control_connected", "1 while a stream from a replica is open");
         let draining = gauge(r, "draining", "1 once the proxy drains");
+        let open_files = gauge(r, "open_files", "Files and connections that the process has open");
+        let open_files_max = gauge(r, "open_files_max", "Files and connections that it may have open");
         Metrics {
             requests,
             rejected,
@@ -172,6 +177,7 @@ impl Metrics {
             target_failures,
             no_route,
             no_table,
+            stale_table,
             connections,
             active_requests,
             active_websockets,
@@ -185,6 +191,8 @@ impl Metrics {
             sources,
             connected,
             draining,
+            open_files,
+            open_files_max,
             registry,
         }
     }
@@ -209,6 +217,11 @@ impl Metrics {
 
     pub(crate) fn target_failed(&self, how: TargetFailure) {
         self.target_failures[how as usize].inc();
+    }
+
+    pub(crate) fn open_files(&self, open: u64, most: u64) {
+        self.open_files.set(signed(open));
+        self.open_files_max.set(signed(most));
     }
 
     /// The text that Prometheus scrapes.

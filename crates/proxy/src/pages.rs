@@ -15,6 +15,8 @@ pub(crate) enum Problem {
     NoRoute,
     /// This proxy does not know the table yet, so it cannot say whether there is a route.
     NoTable,
+    /// The table is older than the operator lets it be.
+    StaleTable,
     /// The target did not answer, or not in HTTP.
     TargetFailed,
     /// The path or the host cannot be read.
@@ -27,7 +29,7 @@ impl Problem {
     pub(crate) fn status(self) -> StatusCode {
         match self {
             Problem::NoRoute => StatusCode::NOT_FOUND,
-            Problem::NoTable | Problem::TargetFailed => StatusCode::SERVICE_UNAVAILABLE,
+            Problem::NoTable | Problem::StaleTable | Problem::TargetFailed => StatusCode::SERVICE_UNAVAILABLE,
             Problem::Unreadable(_) | Problem::BadRequest(_) => StatusCode::BAD_REQUEST,
         }
     }
@@ -38,6 +40,9 @@ impl Problem {
             Problem::NoTable => {
                 "This proxy is starting and does not know yet where your server is. Please try again in a moment."
                     .to_owned()
+            }
+            Problem::StaleTable => {
+                "This proxy has not heard for a while where your server is. Please try again in a moment.".to_owned()
             }
             Problem::TargetFailed => {
                 "The server at this address does not answer. It may have stopped, or may still be starting.".to_owned()
@@ -65,7 +70,7 @@ impl Problem {
 
     /// Asks to come back, where that alone helps.
     pub(crate) fn add_retry_after(self, headers: &mut HeaderMap) {
-        if self == Problem::NoTable {
+        if matches!(self, Problem::NoTable | Problem::StaleTable) {
             headers.insert(RETRY_AFTER, RETRY_AFTER_SECONDS);
         }
     }
@@ -134,6 +139,12 @@ mod tests {
     fn only_ignorance_asks_to_retry() {
         assert!(
             Problem::NoTable
+                .response(Form::Text)
+                .headers()
+                .contains_key(RETRY_AFTER)
+        );
+        assert!(
+            Problem::StaleTable
                 .response(Form::Text)
                 .headers()
                 .contains_key(RETRY_AFTER)

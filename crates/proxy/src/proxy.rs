@@ -10,6 +10,7 @@ use holdfast_client::{Freshness, Subscriber, SubscriberConfig};
 use holdfast_tls::{Refresh, ServerIdentity, TargetIdentity, TlsError};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::accept::{Door, Opening};
@@ -19,17 +20,21 @@ use crate::cache::{Cache, OpenError};
 use crate::config::{ConfigError, ProxyConfig};
 use crate::connect::Connector;
 use crate::connection::{Entrance, Limits, Server, Signals};
+use crate::descriptors;
 use crate::error_pages::ErrorPager;
 use crate::forward::{Forwarder, Parts};
 use crate::listen::{self, Address, Listener, PerAddress};
 use crate::metrics::Metrics;
 use crate::signal::Signal;
+use crate::staleness::Staleness;
 use crate::targets::Targets;
 
 /// What users may speak by TLS.
 const PROTOCOLS: &[&[u8]] = &[b"h2", b"http/1.1"];
 /// How long connections may take to notice that they are cut, and the other tasks that it is over.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
+/// The most time over which WebSockets are told to end, one after the other.
+const SPREAD_MAX: Duration = Duration::from_secs(60);
 /// How long users wait at a starting proxy that has a copy of the table, for a replica to bring it up to date.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -198,7 +203,8 @@ impl Proxy {
     }
 
     /// Serves until `shutdown` is cancelled, then drains: not ready at once; connections accepted for `drain_delay`
-    /// more; then requests and tunnels awaited for `drain_timeout` at most. Returns as soon as there are none.
+    /// more; then requests and tunnels awaited for `drain_timeout` at most. In the last half of that, a minute at most,
+    /// WebSockets are closed with 1001, spread over the time. Returns as soon as nothing is left.
     ///
     /// Dropping the future cuts everything at once.
     ///
@@ -221,9 +227,15 @@ impl Proxy {
         let end = CancellationToken::new();
         let metrics = Arc::new(Metrics::new());
         let draining = Arc::new(Signal::default());
-        let signals = Arc::new(Signals::default());
+        let parting = (config.drain_timeout / 2).min(SPREAD_MAX);
+        let signals = Arc::new(Signals {
+            // The last ones need a moment to end, too.
+            spread: parting.mul_f64(0.9),
+            ..Signals::default()
+        });
         let table = subscriber.table();
         let freshness = subscriber.freshness();
+        let staleness = Arc::new(Staleness::new(table.clone(), freshness.clone(), config.max_stale));
         let own = public_addresses.iter().filter_map(|address| match address {
             Address::Tcp(address) => Some(*address),
             Address::Unix(_) | Address::Inherited(_) => None,
@@ -248,6 +260,7 @@ impl Proxy {
             metrics: metrics.clone(),
             draining: draining.clone(),
             refusals: subscriber.refusals(),
+            staleness: staleness.clone(),
         }));
 
         let mut tasks = JoinSet::new();
@@ -277,12 +290,19 @@ impl Proxy {
             holdfast_tls::follow(followed, interval, ending).await;
             "certificates"
         });
+        let (watched, counted, ending) = (staleness.clone(), metrics.clone(), end.clone());
+        tasks.spawn(async move {
+            let watches = async { tokio::join!(watched.watch(), descriptors::watch(counted)) };
+            ending.run_until_cancelled(watches).await;
+            "watches"
+        });
         let facts = Facts {
             name: config.name.as_str().into(),
             table: table.clone(),
             freshness: freshness.clone(),
             metrics: metrics.clone(),
             draining: draining.clone(),
+            staleness: staleness.clone(),
         };
         let operators = [
             (admin, admin::router(facts.clone())),
@@ -329,24 +349,31 @@ impl Proxy {
             Some(ended) = tasks.join_next() => Some(failure(ended)),
             Some(ended) = doors.join_next() => Some(failure(ended.map(|()| "public"))),
         };
-        draining.raise();
-        tracing::info!(delay = ?config.drain_delay, timeout = ?config.drain_timeout, "draining");
+        // Perhaps asked for some time ago, by `POST /drain`.
+        let since = draining.raise();
+        let delay = config.drain_delay.saturating_sub(since.elapsed());
+        tracing::info!(?delay, timeout = ?config.drain_timeout, "draining");
         if failed.is_none() {
-            tokio::time::sleep(config.drain_delay).await;
+            tokio::time::sleep(delay).await;
         }
         signals.stop.raise();
-        if tokio::time::timeout(config.drain_timeout, ended(&mut doors))
-            .await
-            .is_err()
-        {
+        let drained = async {
+            if timeout(config.drain_timeout - parting, ended(&mut doors)).await.is_ok() {
+                return true;
+            }
+            tracing::info!(over = ?parting, "asking the WebSockets that are left to end");
+            signals.part.raise();
+            timeout(parting, ended(&mut doors)).await.is_ok()
+        };
+        if !drained.await {
             tracing::warn!("cutting the requests and tunnels that are left");
             signals.cut.raise();
-            let _ = tokio::time::timeout(END_TIMEOUT, ended(&mut doors)).await;
+            let _ = timeout(END_TIMEOUT, ended(&mut doors)).await;
         }
         doors.shutdown().await;
         // Last, so that the table was followed, and readiness told, to the end.
         end.cancel();
-        let closed = tokio::time::timeout(END_TIMEOUT, async {
+        let closed = timeout(END_TIMEOUT, async {
             ended(&mut tasks).await;
             if let Some(forwarder) = Arc::into_inner(forwarder) {
                 forwarder.close().await;
@@ -380,7 +407,7 @@ async fn confirmation(mut freshness: watch::Receiver<Freshness>, has_copy: bool)
     if has_copy {
         let vouched = freshness.wait_for(|freshness| freshness.last_contact.is_some());
         // Then none can be asked, and an old table is better than none.
-        let _ = tokio::time::timeout(CONFIRM_TIMEOUT, vouched).await;
+        let _ = timeout(CONFIRM_TIMEOUT, vouched).await;
     }
 }
 

@@ -2,8 +2,10 @@
 
 use std::future::poll_fn;
 use std::pin::pin;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
+use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
 
@@ -14,13 +16,17 @@ use tokio_util::sync::CancellationToken;
 #[derive(Default)]
 pub(crate) struct Signal {
     raised: AtomicBool,
+    since: OnceLock<Instant>,
     token: CancellationToken,
 }
 
 impl Signal {
-    pub(crate) fn raise(&self) {
+    /// Returns when it was raised first.
+    pub(crate) fn raise(&self) -> Instant {
+        let since = *self.since.get_or_init(Instant::now);
         self.raised.store(true, Ordering::Release);
         self.token.cancel();
+        since
     }
 
     pub(crate) fn is_raised(&self) -> bool {
@@ -62,11 +68,12 @@ mod tests {
         let signal = Arc::new(Signal::default());
         let raise = async {
             tokio::task::yield_now().await;
-            signal.raise();
+            signal.raise()
         };
-        let (waiting, ()) = tokio::join!(signal.unless_raised(pending::<()>()), raise);
+        let (waiting, first) = tokio::join!(signal.unless_raised(pending::<()>()), raise);
         assert_eq!(waiting, None);
         assert!(signal.is_raised());
+        assert_eq!(signal.raise(), first);
         assert_eq!(signal.unless_raised(async { 1 }).await, None);
         assert_eq!(Signal::default().unless_raised(async { 1 }).await, Some(1));
     }

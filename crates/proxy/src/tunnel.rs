@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Sleep, sleep};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy, sink};
+use tokio::time::{Sleep, sleep, timeout};
 
+use crate::connection::Signals;
+use crate::frames::{Frames, GOODBYE, GOODBYE_MASKED};
 use crate::metrics::Active;
-use crate::signal::Signal;
 
 /// The most bytes on the way in one direction of one tunnel.
 const BUFFER_BYTES: usize = 8 * 1024;
@@ -21,6 +22,8 @@ const BUFFER_BYTES: usize = 8 * 1024;
 const READS_MAX: usize = 16;
 /// How long one side may go on once the other has ended. A WebSocket ends on both, so who goes on has forgotten to end.
 const HALF_OPEN_MAX: Duration = Duration::from_secs(60);
+/// How long both sides may take to read what they were told last: whoever closes on unread bytes takes back its own.
+const LINGER_MAX: Duration = Duration::from_secs(2);
 
 thread_local! {
     // A tunnel waits without a buffer of its own: bytes stay in this one between a read and the write right after it,
@@ -36,17 +39,25 @@ pub(crate) struct Tunnel {
 }
 
 impl Tunnel {
-    /// Copies both ways until both sides have ended, one has and [`HALF_OPEN_MAX`] is over, one has failed, or `cut` is
-    /// raised. Idleness ends nothing: a notebook may be silent for hours.
-    pub(crate) async fn run(self, cut: &Signal) {
+    /// Copies both ways until both sides have ended, one has and [`HALF_OPEN_MAX`] is over, one has failed, or a drain ends
+    /// it. Idleness ends nothing: a notebook may be silent for hours.
+    pub(crate) async fn run(self, signals: &Signals) {
         let Tunnel { client, target, active } = self;
         // The client may be gone before it got the 101.
-        let Some(Ok(client)) = cut.unless_raised(client).await else {
+        let Some(Ok(client)) = signals.cut.unless_raised(client).await else {
             return;
         };
         let mut client = TokioIo::new(client);
         let mut target = TokioIo::new(target);
-        match cut.unless_raised(copy_both(&mut client, &mut target)).await {
+        let mut exchange = Exchange::default();
+        let copied = signals.cut.unless_raised(async {
+            match signals.part.unless_raised(exchange.run(&mut client, &mut target)).await {
+                Some(ended) => ended,
+                // Boxed, so that tunnels do not carry the size of their end all the time.
+                None => Box::pin(exchange.part(&mut client, &mut target, signals.spread)).await,
+            }
+        });
+        match copied.await {
             Some(Ok(())) => {}
             Some(Err(error)) => tracing::debug!(%error, "a tunnel ended"),
             None => {
@@ -63,27 +74,55 @@ impl Tunnel {
     }
 }
 
-/// Copies both ways, half-closing each side when the other one has ended.
-async fn copy_both<A, B>(a: &mut A, b: &mut B) -> io::Result<()>
-where
-    A: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
-{
-    let (mut forth, mut back) = (Direction::default(), Direction::default());
-    let mut half_open: Option<Pin<Box<Sleep>>> = None;
-    poll_fn(|cx| {
-        let there = forth.poll(cx, a, b)?;
-        let here = back.poll(cx, b, a)?;
-        match (there, here) {
-            (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(())),
-            (Poll::Pending, Poll::Pending) => Poll::Pending,
-            _ => {
-                let limit = half_open.get_or_insert_with(|| Box::pin(sleep(HALF_OPEN_MAX)));
-                limit.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+/// Both directions, from the client (`a`) to the target (`b`) and back.
+#[derive(Default)]
+struct Exchange {
+    forth: Direction,
+    back: Direction,
+    half_open: Option<Pin<Box<Sleep>>>,
+}
+
+impl Exchange {
+    /// Copies both ways, half-closing each side when the other one has ended. Dropped, it may be run again: nothing is lost.
+    async fn run<A, B>(&mut self, a: &mut A, b: &mut B) -> io::Result<()>
+    where
+        A: AsyncRead + AsyncWrite + Unpin,
+        B: AsyncRead + AsyncWrite + Unpin,
+    {
+        poll_fn(|cx| {
+            let there = self.forth.poll(cx, a, b)?;
+            let here = self.back.poll(cx, b, a)?;
+            match (there, here) {
+                (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(())),
+                (Poll::Pending, Poll::Pending) => Poll::Pending,
+                _ => {
+                    let limit = self.half_open.get_or_insert_with(|| Box::pin(sleep(HALF_OPEN_MAX)));
+                    limit.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+                }
             }
+        })
+        .await
+    }
+
+    /// Goes on for a random part of `spread`, then tells both sides, each at the end of a frame, that it goes away: ten
+    /// thousand that are told at once come back at once.
+    async fn part<A, B>(&mut self, a: &mut A, b: &mut B, spread: Duration) -> io::Result<()>
+    where
+        A: AsyncRead + AsyncWrite + Unpin,
+        B: AsyncRead + AsyncWrite + Unpin,
+    {
+        if let Ok(ended) = timeout(spread.mul_f64(rand::random()), self.run(a, b)).await {
+            return ended;
         }
-    })
-    .await
+        self.forth.goodbye = Some(GOODBYE_MASKED);
+        self.back.goodbye = Some(GOODBYE);
+        self.run(a, b).await?;
+        let (mut nowhere, mut nowhere_either) = (sink(), sink());
+        let heard = async { tokio::join!(copy(a, &mut nowhere), copy(b, &mut nowhere_either)) };
+        // They have been told; what they still say, and whether they end, is theirs.
+        let _ = timeout(LINGER_MAX, heard).await;
+        Ok(())
+    }
 }
 
 /// One direction of a tunnel.
@@ -95,6 +134,9 @@ struct Direction {
     ended: bool,
     unflushed: bool,
     closed: bool,
+    frames: Frames,
+    /// To be said as soon as no frame is in the middle; nothing follows it.
+    goodbye: Option<&'static [u8]>,
 }
 
 impl Direction {
@@ -112,6 +154,12 @@ impl Direction {
             }
             self.rest = Vec::new();
             self.written = 0;
+            if !self.ended && self.goodbye.is_some() && self.frames.is_between() {
+                self.ended = true;
+                let goodbye = self.goodbye.take().filter(|_| !self.frames.is_closed());
+                self.rest = goodbye.unwrap_or_default().to_vec();
+                continue;
+            }
             if self.ended {
                 ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
                 self.closed = true;
@@ -143,6 +191,12 @@ impl Direction {
             ready!(Pin::new(from).poll_read(cx, &mut buffer))?;
             let mut bytes = buffer.filled();
             self.ended = bytes.is_empty();
+            let end = self.frames.pass(bytes);
+            if let (Some(_), Some(end)) = (self.goodbye, end) {
+                // What begins behind it is not begun.
+                bytes = &bytes[..end];
+                self.frames.rewind();
+            }
             while !bytes.is_empty() {
                 self.unflushed = true;
                 match Pin::new(&mut *to).poll_write(cx, bytes) {
@@ -189,7 +243,8 @@ mod tests {
             client.read_to_end(&mut answered).await.unwrap();
             assert_eq!(answered, b"pong");
         };
-        let (copied, ()) = tokio::join!(copy_both(&mut a, &mut b), ends);
+        let mut exchange = Exchange::default();
+        let (copied, ()) = tokio::join!(exchange.run(&mut a, &mut b), ends);
         copied.unwrap();
     }
 
@@ -207,8 +262,9 @@ mod tests {
                 sleep(Duration::from_secs(1)).await;
             }
         };
+        let mut exchange = Exchange::default();
         let copied = tokio::select! {
-            copied = copy_both(&mut a, &mut b) => copied,
+            copied = exchange.run(&mut a, &mut b) => copied,
             () = ends => panic!("it was waited for"),
         };
         assert_eq!(copied.unwrap_err().kind(), io::ErrorKind::TimedOut);
@@ -238,8 +294,51 @@ mod tests {
             target.shutdown().await.unwrap();
             heard
         };
-        let (copied, (), heard) = tokio::join!(copy_both(&mut a, &mut b), write, read);
+        let mut exchange = Exchange::default();
+        let (copied, (), heard) = tokio::join!(exchange.run(&mut a, &mut b), write, read);
         copied.unwrap();
         assert!(heard == sent);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_goodbye_waits_for_the_end_of_a_frame_and_is_heard_before_the_end() {
+        let (mut client, mut a) = duplex(64);
+        let (mut b, mut target) = duplex(64);
+        let mut exchange = Exchange::default();
+        let begins = async {
+            // The target is in the middle of a frame of five bytes, and has begun another one when that ends.
+            target.write_all(&[0x82, 5, 1, 2]).await.unwrap();
+            client.read_exact(&mut [0; 4]).await.unwrap();
+        };
+        tokio::select! {
+            _ = exchange.run(&mut a, &mut b) => panic!("it ended"),
+            () = begins => {}
+        }
+        let ends = async {
+            assert_eq!(target.read(&mut [0; 64]).await.unwrap(), GOODBYE_MASKED.len());
+            assert_eq!(target.read(&mut [0; 64]).await.unwrap(), 0);
+            target.write_all(&[3, 4, 5, 0x82, 5, 1]).await.unwrap();
+            let mut heard = Vec::new();
+            client.read_to_end(&mut heard).await.unwrap();
+            assert_eq!(heard, [&[3, 4, 5], GOODBYE].concat());
+        };
+        let (parted, ()) = tokio::join!(exchange.part(&mut a, &mut b, Duration::ZERO), ends);
+        parted.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_said_goodbye_already_is_not_told_again() {
+        let (mut client, mut a) = duplex(64);
+        let (mut b, mut target) = duplex(64);
+        let ends = async {
+            target.write_all(GOODBYE).await.unwrap();
+            let mut heard = Vec::new();
+            client.read_to_end(&mut heard).await.unwrap();
+            assert_eq!(heard, GOODBYE);
+        };
+        let mut exchange = Exchange::default();
+        let spread = Duration::from_secs(10);
+        let (parted, ()) = tokio::join!(exchange.part(&mut a, &mut b, spread), ends);
+        parted.unwrap();
     }
 }

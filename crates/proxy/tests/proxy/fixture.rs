@@ -459,6 +459,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conversation<S> {
         soon(self.head()).await.is_ok()
     }
 
+    /// True if there is something to read, false if the other side has ended.
+    pub async fn rest_or_more(&mut self) -> bool {
+        !self.unread.is_empty() || matches!(soon(self.read_more()).await, Ok(1..))
+    }
+
     /// Everything until the other side ends.
     pub async fn rest(&mut self) -> Vec<u8> {
         while let Ok(1..) = soon(self.read_more()).await {}

@@ -5,10 +5,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use holdfast_client::Endpoints;
-use holdfast_proxy::BuildError;
+use holdfast_proxy::{BuildError, TrustedProxies};
 use tempfile::TempDir;
 
-use crate::fixture::{CLUSTER, Conversation, Proxy, Replica, Setup, Target, config, get, table, until};
+use crate::fixture::{CLUSTER, Conversation, Proxy, Replica, Setup, Target, ask, config, get, table, until};
 
 /// P2: a proxy without a table says that it does not know, and never that there is nothing.
 #[tokio::test]
@@ -283,4 +283,84 @@ async fn a_replica_hears_of_a_target_that_refuses_connections_and_of_no_other() 
         "once, and in its version"
     );
     setup.proxy.stop().await;
+}
+
+/// For operators who would rather have nobody served than somebody by an old table.
+#[tokio::test]
+async fn a_table_older_than_it_may_be_is_not_served_until_a_replica_vouches_for_it() {
+    let hub = Target::mirror("hub").await;
+    let most = Duration::from_secs(5);
+    let replica = Replica::start(table(1, &[("/", &hub.url)])).await;
+    // Another one, which does not answer yet.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoints = [replica.address, listener.local_addr().unwrap()].map(|address| address.to_string());
+    let setup = Setup::with(&[], |config| {
+        config.endpoints = Endpoints::parse(&endpoints).unwrap();
+        config.max_stale = Some(most);
+    })
+    .await;
+    until(async || !setup.proxy.status().await["staleness_ms"].is_null()).await;
+    let ready = get(setup.proxy.admin, "/readyz?verbose").await.text();
+    assert_eq!(ready, "[+] table\n[+] listeners\n[+] not-draining\n[+] not-stale\nok\n");
+    let stopped = std::time::Instant::now();
+    replica.stop().await;
+    until(async || get(setup.proxy.public, "/").await.status() == 503).await;
+    assert!(
+        stopped.elapsed() > most - Duration::from_secs(1),
+        "{:?}",
+        stopped.elapsed()
+    );
+    let answer = get(setup.proxy.public, "/").await;
+    assert!(answer.header("retry-after").is_some(), "{}", answer.head);
+    assert_eq!(get(setup.proxy.public, "/_chp_healthz").await.status(), 503);
+    let ready = get(setup.proxy.admin, "/readyz").await;
+    assert_eq!(
+        (ready.status(), ready.text().as_str()),
+        (503, "[-] not-stale\nnot ready\n")
+    );
+    let series = r#"holdfast_proxy_no_route_total{cause="stale_table"}"#;
+    assert_eq!(setup.proxy.metric(series).await, 2.0);
+    let _replica = Replica::on(listener, table(2, &[("/", &hub.url)]));
+    until(async || get(setup.proxy.public, "/").await.status() == 200).await;
+    until(async || get(setup.proxy.admin, "/readyz").await.status() == 200).await;
+}
+
+#[tokio::test]
+async fn a_trusted_caller_is_told_by_which_table_it_was_answered_and_nobody_else() {
+    let hub = Target::mirror("hub").await;
+    let names = ["x-holdfast-revision", "x-holdfast-source", "x-holdfast-staleness-ms"];
+    for (trusted, forwarded, is_told) in [
+        ("127.0.0.0/8", "", true),
+        ("127.0.0.0/8", "X-Forwarded-For: 6.6.6.6\r\n", false),
+        ("10.0.0.0/8", "", false),
+    ] {
+        let setup = Setup::with(&[("/user/", &hub.url)], |config| {
+            config.policy.trusted_proxies = TrustedProxies::parse(trusted).unwrap();
+        })
+        .await;
+        until(async || !setup.proxy.status().await["staleness_ms"].is_null()).await;
+        for path in ["/user/", "/nowhere"] {
+            let answer = ask(
+                setup.proxy.public,
+                format!("GET {path} HTTP/1.1\r\nHost: a\r\n{forwarded}\r\n"),
+            )
+            .await;
+            let told = names.map(|name| answer.header(name));
+            match is_told {
+                true => {
+                    assert_eq!(told[..2], [Some("1"), Some("stream")], "{}", answer.head);
+                    assert!(told[2].unwrap().parse::<u64>().unwrap() < 20_000, "{}", answer.head);
+                }
+                false => assert_eq!(told, [None; 3], "{}", answer.head),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn open_files_are_counted() {
+    let setup = Setup::new(&[]).await;
+    until(async || setup.proxy.metric("holdfast_proxy_open_files").await > 3.0).await;
+    let most = setup.proxy.metric("holdfast_proxy_open_files_max").await;
+    assert!(most > setup.proxy.metric("holdfast_proxy_open_files").await, "{most}");
 }
