@@ -28,6 +28,8 @@ use anyhow::Context;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use holdfast_client::Endpoints;
 use holdfast_table::Namespace;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 
 use crate::config::{self, Settings, parse};
 use crate::logging::{self, LogFormat, LogLevel};
@@ -112,6 +114,34 @@ pub fn run() -> anyhow::Result<ExitCode> {
         Command::Recover(args) => recover::run(args, settings),
         Command::Completion(args) => completion::run(args, settings),
     }
+}
+
+/// At each SIGHUP reads the log level again, from where it was read at the start.
+///
+/// # Errors
+/// The signal cannot be handled.
+fn log_level_follows_its_file(tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
+    let mut hangup = signal(SignalKind::hangup()).context("SIGHUP cannot be handled")?;
+    tasks.spawn(async move {
+        while hangup.recv().await.is_some() {
+            match log_level() {
+                Ok(level) => {
+                    logging::change_level(&level);
+                    tracing::info!(%level, "SIGHUP: the log level is read again");
+                }
+                Err(error) => tracing::error!("SIGHUP: the log level stays: {error:#}"),
+            }
+        }
+    });
+    Ok(())
+}
+
+fn log_level() -> anyhow::Result<LogLevel> {
+    let line: Vec<OsString> = std::env::args_os().collect();
+    let (matches, mut settings) = config::load(Cli::command(), &line)?;
+    let (_, role) = matches.subcommand().context("no role")?;
+    let common = CommonArgs::from_arg_matches(role)?.read(&mut settings, "info");
+    Ok(settings.finish(common)?.level)
 }
 
 /// Runs an async command to its end.

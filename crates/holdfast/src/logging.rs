@@ -2,15 +2,20 @@
 
 use std::fmt;
 use std::io::{IsTerminal, stderr, stdout};
+use std::sync::OnceLock;
 
 use tracing::{Event, Subscriber};
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, layer};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::reload::{Handle, Layer};
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry};
+
+/// The filter in use; there is one logger in a process.
+static FILTER: OnceLock<Handle<EnvFilter, Registry>> = OnceLock::new();
 
 /// How a log line looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +66,8 @@ impl LogLevel {
 
 /// Starts logging; once per process.
 pub fn start(format: LogFormat, level: &LogLevel) {
-    let filter = EnvFilter::new(&level.0);
+    let (filter, handle) = Layer::new(EnvFilter::new(&level.0));
+    let _ = FILTER.set(handle);
     // A log line that cannot be written is lost. To report that on the same closed pipe would be a panic, and that at
     // the very moment when a child whose parent was killed has to end in good order.
     let lines = layer().with_writer(stderr).log_internal_errors(false);
@@ -74,6 +80,18 @@ pub fn start(format: LogFormat, level: &LogLevel) {
             .try_init(),
     };
     debug_assert!(started.is_ok(), "logging is started once");
+}
+
+/// Logs by another level from now on.
+pub fn change_level(level: &LogLevel) {
+    // Fails only once the logger is gone, with nobody left to be told.
+    let _ = FILTER.get().map(|filter| filter.reload(EnvFilter::new(&level.0)));
+}
+
+impl fmt::Display for LogLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 /// `2026-11-23T04:14:20.162Z [ConfigProxy] info: message`.

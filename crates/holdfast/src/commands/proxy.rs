@@ -24,7 +24,8 @@ use crate::shutdown::Stop;
 ///
 /// Without a table, neither from a replica nor from its copy, it is not ready and answers 503. Once it has one it never
 /// loses it. SIGTERM drains: not ready, wait --drain-delay, accept nothing new, let requests and WebSockets end within
-/// --drain-timeout. A second one ends at once.
+/// --drain-timeout. A second one ends at once. SIGHUP reads --log-level from the file given by --config again; certificates and
+/// error pages are followed without being told.
 #[derive(Debug, Args)]
 pub struct ProxyArgs {
     /// This proxy's name, as operators see it and as a write reports it when it lags. Each proxy its own.
@@ -39,7 +40,8 @@ pub struct ProxyArgs {
     #[arg(long, env = "HOLDFAST_ENDPOINTS", value_name = "HOST:PORT,...")]
     endpoints: Option<String>,
 
-    /// Where probes and monitoring are answered: HTTP /livez, /readyz, /metrics, /status. Empty: nowhere.
+    /// Where probes and monitoring are answered: HTTP /livez, /readyz, /metrics, /status, and
+    /// POST /drain. Empty: nowhere.
     #[arg(
         long,
         env = "HOLDFAST_LISTEN_ADMIN",
@@ -48,11 +50,17 @@ pub struct ProxyArgs {
     )]
     listen_admin: String,
 
+    /// Answers 503, and is not ready, once no replica has vouched for the table for this long. By default an old table is served
+    /// for ever: it is right for all users but the newest, and without it the whole site is away.
+    #[arg(long, env = "HOLDFAST_MAX_STALE", value_name = "DURATION")]
+    max_stale: Option<String>,
+
     /// After SIGTERM, goes on as before for this long, only not ready: time for a load balancer to notice.
     #[arg(long, env = "HOLDFAST_DRAIN_DELAY", value_name = "DURATION", default_value = "10s")]
     drain_delay: String,
 
-    /// After that, how long requests and WebSockets may take to end by themselves.
+    /// After that, how long requests and WebSockets may take to end by themselves. In the last half of it, a minute at most,
+    /// WebSockets are told to end, one after the other.
     #[arg(long, env = "HOLDFAST_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "60s")]
     drain_timeout: String,
 
@@ -82,6 +90,7 @@ pub fn run(args: ProxyArgs, mut settings: Settings) -> anyhow::Result<ExitCode> 
     block_on(async {
         let mut tasks = JoinSet::new();
         let stop = Stop::on_signals(&mut tasks)?;
+        super::log_level_follows_its_file(&mut tasks)?;
         if args.exit_with_parent {
             stop.with_parent(&mut tasks)?;
         }
@@ -126,6 +135,7 @@ fn read(args: &ProxyArgs, settings: &mut Settings) -> Result<(ProxyConfig, Commo
             settings.refuse("listen-admin", &args.listen_admin, problem);
         }
     }
+    let max_stale = settings.read_optional("max-stale", args.max_stale.as_deref(), parse::duration);
     let drain_delay = settings.read("drain-delay", &args.drain_delay, parse::duration);
     let drain_timeout = settings.read("drain-timeout", &args.drain_timeout, parse::duration);
     let common = args.common.read(settings, "info");
@@ -136,6 +146,7 @@ fn read(args: &ProxyArgs, settings: &mut Settings) -> Result<(ProxyConfig, Commo
             listen: doors?.listen,
             data_dir: data_dir?,
             listen_admin: listen_admin?,
+            max_stale: max_stale?,
             drain_delay: drain_delay?,
             drain_timeout: drain_timeout?,
             ..serving?
@@ -181,6 +192,7 @@ mod tests {
         let config = told(&[]).unwrap();
         assert!(matches!(config.listen[..], [Address::Tcp(address)] if address.port() == 8000));
         assert!(config.tls.is_none() && config.redirect.is_none() && config.default_target.is_none());
+        assert!(config.max_stale.is_none());
         assert!(config.allow_targets.is_empty() && config.client_timeout.is_none() && config.target_timeout.is_none());
         let policy = config.policy;
         assert!(policy.x_forward && policy.prepend_path && policy.include_prefix);
@@ -214,6 +226,7 @@ mod tests {
             "--allow-targets=10.0.0.0/8:8888,http+unix:///run",
             "--max-connections=10",
             "--max-connections-per-address=2",
+            "--max-stale=1m",
         ])
         .unwrap();
         let listen: Vec<String> = config.listen.iter().map(Address::to_string).collect();
@@ -231,6 +244,7 @@ mod tests {
         assert_eq!(config.target_timeout, Some(Duration::from_secs(6)));
         assert_eq!(config.header_read_timeout, Duration::from_secs(7));
         assert_eq!(config.allow_targets.len(), 2);
+        assert_eq!(config.max_stale, Some(Duration::from_secs(60)));
         assert_eq!(
             (config.connections_max, config.connections_per_address_max),
             (10, Some(2))

@@ -154,6 +154,7 @@ pub fn run(args: ReplicaArgs, mut settings: Settings) -> anyhow::Result<ExitCode
     block_on(async {
         let mut tasks = JoinSet::new();
         let stop = Stop::on_signals(&mut tasks)?;
+        super::log_level_follows_its_file(&mut tasks)?;
         if args.exit_with_parent {
             stop.with_parent(&mut tasks)?;
         }
