@@ -17,7 +17,7 @@ export HOLDFAST_BIN := $(CARGO_TARGET_DIR)/debug/holdfast
 INCIDENT := $(CARGO_TARGET_DIR)/debug/incident $(if $(PAUSE),--pause)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo demo-chp test sim sim-planted faults herd verify fix wheel bench bench-store bench-proxy bench-hub
+.PHONY: help setup build demo demo-chp test sim sim-planted faults herd fuzz-paths soak raw-table verify fix wheel bench bench-store bench-proxy bench-hub
 
 help: ## lists these commands
 	@grep -hE '^[a-z-]+:.* ## ' Makefile | sed -E 's/^([a-z-]+):.* ## (.*)/  make \1\t\2/' | expand -t 20
@@ -51,6 +51,16 @@ faults: build ## real processes under random faults (FAULT_SECONDS=200), then th
 
 herd: build ## very many subscribers come back at once (SUBSCRIBERS=1000 ROUTES=10000)
 	@$(CARGO_TARGET_DIR)/debug/herd $(or $(SUBSCRIBERS),1000) $(or $(ROUTES),10000)
+
+fuzz-paths: setup ## a million fuzzed paths through a real proxy: what is matched is what is forwarded (PATHS=1000000)
+	@scripts/fuzz_paths.sh $(or $(PATHS),1000000)
+
+soak: build ## everything that leaks in proxies, for MINUTES=30: descriptors and memory must be flat
+	@$(CARGO_TARGET_DIR)/debug/soak $(or $(MINUTES),30)
+
+raw-table: build ## the same bytes to configurable-http-proxy (needs node) and to Holdfast, side by side
+	@scripts/install_chp.sh
+	@PATH="$(CACHE)/chp/node_modules/.bin:$$PATH" $(CARGO_TARGET_DIR)/debug/raw_table
 
 verify: setup ## format, lints, docs, licences, dependency directions, then the tests; changes nothing
 	@scripts/verify.sh

@@ -9,6 +9,7 @@ pub mod history;
 pub mod http;
 pub mod leader_kills;
 pub mod prober;
+pub mod soak;
 pub mod tls;
 pub mod websocket;
 pub mod writes;

@@ -4,3 +4,6 @@ mod cache;
 mod faults;
 mod freshness;
 mod prober;
+mod restarts;
+mod rolling;
+mod soak;
