@@ -3,8 +3,9 @@
 //! `HOLDFAST_FUZZ_RUNS` says how many inputs, `HOLDFAST_SEED` which.
 
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
+/// The same in every test run, so that a change is to blame for what a test run finds. Another one finds more.
+const SEED: u64 = 1;
 /// Bytes that an input never grows beyond.
 const INPUT_BYTES_MAX: usize = 8 * 1024;
 
@@ -38,18 +39,13 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
 pub fn vary(seeds: &[Vec<u8>], tokens: &[&[u8]], runs: u64, mut check: impl FnMut(&[u8])) {
     seeds.iter().for_each(|seed| tell_if_it_panics(seed, &mut check));
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-    let seed = number("HOLDFAST_SEED").unwrap_or_else(now);
+    let seed = number("HOLDFAST_SEED").unwrap_or(SEED);
     let runs = number("HOLDFAST_FUZZ_RUNS").unwrap_or(runs);
     println!("{} seeds, then {runs} inputs with HOLDFAST_SEED={seed}", seeds.len());
     let mut random = Random(seed | 1);
     for _ in 0..runs {
         tell_if_it_panics(&input(seeds, tokens, &mut random), &mut check);
     }
-}
-
-fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    u64::from(since.subsec_nanos()) + (since.as_secs() << 30)
 }
 
 fn tell_if_it_panics(input: &[u8], check: &mut impl FnMut(&[u8])) {
