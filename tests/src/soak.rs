@@ -79,9 +79,9 @@ pub async fn soak(lasting: Duration, mut progress: impl FnMut(&str)) -> Result<S
     cluster.writer("default", SOON)?.write(batch).await?;
     let pid = cluster.proxies[0].process.pid().context("the proxy has ended")?;
     let address: Arc<str> = cluster.proxies[0].address().into();
-    for kind in 0..KINDS.len() {
+    for (kind, name) in KINDS.iter().enumerate() {
         // What is made once, such as buffers of threads, is no growth.
-        act(kind, &address).await.with_context(|| KINDS[kind])?;
+        act(kind, &address).await.context(*name)?;
     }
     quiet(&cluster.proxies[0]).await?;
     let began = Instant::now();

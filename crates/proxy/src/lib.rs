@@ -28,6 +28,9 @@ mod pool;
 pub mod proxy;
 pub mod ranges;
 mod redirect;
+#[cfg(test)]
+#[path = "../../../fuzz/replay.rs"]
+mod replay;
 mod request;
 mod rewrite;
 mod signal;

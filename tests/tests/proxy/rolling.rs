@@ -100,14 +100,13 @@ async fn p9_a_rolling_restart_of_two_proxies_fails_no_request_and_cuts_no_websoc
     tasks.shutdown().await;
     let (requests, echoes) = (seen.requests.load(Ordering::SeqCst), seen.echoes.load(Ordering::SeqCst));
     let told = seen.told.load(Ordering::SeqCst);
-    let failures = seen.failures.lock().unwrap();
+    let failures = std::mem::take(&mut *seen.failures.lock().unwrap());
     println!(
         "4 restarts of 2 proxies: {requests} requests and {echoes} echoes, {} failed; {told} WebSockets were told to come again (1001)",
         failures.len()
     );
     ensure!(failures.is_empty(), "{failures:#?}");
     ensure!(told >= SOCKETS && echoes > 0, "{told} told, {echoes} echoes");
-    drop(failures);
     cluster.finish().await
 }
 
@@ -258,14 +257,13 @@ async fn p9_a_restart_with_a_handed_over_socket_turns_nobody_away() -> Result<()
         seen.goes_on().await?;
     }
     tasks.shutdown().await;
-    let failures = seen.failures.lock().unwrap();
+    let failures = std::mem::take(&mut *seen.failures.lock().unwrap());
     let requests = seen.requests.load(Ordering::SeqCst);
     println!(
         "5 restarts of the one proxy on a socket that stays: {requests} requests, {} failed",
         failures.len()
     );
     ensure!(failures.is_empty(), "{failures:#?}\n{}", process.log_tail(20));
-    drop(failures);
     cluster.finish().await
 }
 

@@ -1,9 +1,5 @@
 //! What fuzzing and its replay check of a table's copy: it is refused, or it is a table that can be written and read again.
 
-#[cfg(test)]
-#[path = "../../../../fuzz/replay.rs"]
-mod replay;
-
 use super::{Checked, decode, encode};
 
 /// Reads the input as it is, and once more with its checksums mended, for noise would never guess them.
@@ -63,6 +59,7 @@ fn mended(input: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::replay;
 
     const TOKENS: &[&[u8]] = &[
         b"HOLDFAST",

@@ -1,9 +1,5 @@
 //! What fuzzing and its replay check of heads: the bytes of one request are one request, to hyper as to a plain reader.
 
-#[cfg(test)]
-#[path = "../../../../fuzz/replay.rs"]
-mod replay;
-
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -129,6 +125,7 @@ async fn listen(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::replay;
 
     /// Where two readers of a head may differ.
     pub(crate) const TOKENS: &[&[u8]] = &[

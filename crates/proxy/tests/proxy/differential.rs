@@ -263,7 +263,7 @@ async fn ask_all(proxy: SocketAddr, paths: Vec<Vec<u8>>) -> [u64; 3] {
                 answer.body.escape_ascii().to_string()
             )
         };
-        let expected = paths::segments(&path).filter(|_| !path.iter().any(|byte| *byte == b'#'));
+        let expected = paths::segments(&path).filter(|_| !path.contains(&b'#'));
         let expected = expected.map(|segments| {
             let of_host = paths::longest(&hosted, &segments).filter(|_| on_host);
             let of_host = of_host.map(|at| at + PLAIN.len());
