@@ -25,7 +25,7 @@ help: ## lists these commands
 setup: ## installs what a fresh machine needs, or says what is missing
 	@scripts/setup.sh
 
-build: setup ## compiles everything (RocksDB takes 20 minutes on two cores the first time)
+build: setup ## compiles everything (RocksDB takes 8 minutes on two cores the first time)
 	@scripts/build.sh
 
 demo: build ## replays the incident against Holdfast (PAUSE=1: stays up for a browser)

