@@ -70,8 +70,8 @@ Attempt = Callable[[grpc.aio.Channel, float, float], Awaitable[T]]
 class Written:
     """What became of changes that were written one by one or in batches."""
 
-    # One for each batch that was applied.
-    answers: list[routes_pb2.WriteResponse] = field(default_factory=list)
+    # The batches that were applied, each with its answer.
+    applied: list[tuple[list[Change], routes_pb2.WriteResponse]] = field(default_factory=list)
     # The changes that were not made, each with the reason.
     refused: list[tuple[Change, Rejected]] = field(default_factory=list)
 
@@ -196,7 +196,8 @@ class RouteClient:
         while waiting:
             batch = waiting.pop()
             try:
-                written.answers.append(await self.write(batch, wait_for_proxies, deletes_meant=deletes_meant))
+                answer = await self.write(batch, wait_for_proxies, deletes_meant=deletes_meant)
+                written.applied.append((batch, answer))
             except Rejected as refusal:
                 if refusal.reason not in ABOUT_ONE_CHANGE:
                     raise

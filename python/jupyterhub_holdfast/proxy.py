@@ -23,12 +23,13 @@ from tornado.simple_httpclient import SimpleAsyncHTTPClient
 from traitlets import Bool, Float, Integer, List, TraitError, Unicode, default, observe, validate
 
 from ._proto import routes_pb2
-from .changes import Delete
+from .changes import Delete, Put
 from .check import TableRoute, Wanted, as_text
 from .client import RouteClient
 from .endpoints import parse_endpoint, parse_endpoints
 from .errors import HoldfastError, Rejected, Unavailable
 from .process import UpProcess
+from .shared_writes import SharedWrites
 
 DEFAULT_ENDPOINT = "127.0.0.1:7011"
 READY_POLL_SECONDS = 0.1
@@ -289,6 +290,7 @@ class HoldfastProxy(Proxy):
             hub=secrets.token_bytes(16),
             log=self.log,
         )
+        self._writes = SharedWrites(self.client)
         # Only from here on: traits change before they all have their values, too.
         self.observe(lambda change: self.client.move(change.new), "endpoints")
         self.observe(lambda change: setattr(self.client, "auth_token", change.new), "auth_token")
@@ -318,7 +320,7 @@ class HoldfastProxy(Proxy):
         routespec = self.validate_routespec(routespec)
         text = as_text(data)
         await self._no_check_changes(routespec)
-        written = await self.client.put(routespec, target, text, self.wait_for_proxies)
+        written = await self._writes.write(Put(routespec, target, text), self.wait_for_proxies)
         self._report_lagging(f"Route {routespec} added", written)
 
     async def delete_route(self, routespec: str) -> None:
@@ -326,7 +328,7 @@ class HoldfastProxy(Proxy):
         routespec = self.validate_routespec(routespec)
         await self._no_check_changes(routespec)
         try:
-            written = await self.client.delete(routespec, self.wait_for_proxies)
+            written = await self._writes.write(Delete(routespec), self.wait_for_proxies)
         except Rejected as refusal:
             if refusal.reason != "namespace":
                 raise
@@ -378,9 +380,9 @@ class HoldfastProxy(Proxy):
             finally:
                 self._under_check = {}
                 decided.set()
-            for answer in written.answers:
+            for _, answer in written.applied:
                 self._report_lagging("Routes checked", answer)
-            self._report_held(sum(answer.held for answer in written.answers))
+            self._report_held(sum(answer.held for _, answer in written.applied))
             for change, refusal in written.refused:
                 if change.routespec == hub_routespec:
                     raise refusal

@@ -374,7 +374,7 @@ async def test_changes_are_written_as_one_batch(start):
     [unchanged] = request.preconditions
     assert (unchanged.route_revision.routespec, unchanged.route_revision.mod_revision) == ("/b/", 7)
     assert request.wait_for_proxies_ms == 500
-    assert (len(written.answers), written.refused) == (1, [])
+    assert (len(written.applied), written.refused) == (1, [])
 
 
 async def test_deletes_are_said_to_be_meant_or_not(start):
@@ -389,7 +389,7 @@ async def test_deletes_are_said_to_be_meant_or_not(start):
 async def test_no_changes_are_no_write(start):
     routes, replica = await start([])
     written = await routes.write_each([])
-    assert (written.answers, written.refused, replica.calls) == ([], [], [])
+    assert (written.applied, written.refused, replica.calls) == ([], [], [])
 
 
 async def test_more_changes_than_one_batch_takes_are_several_in_order(start, monkeypatch):
@@ -412,7 +412,7 @@ async def test_a_refused_change_keeps_no_other_from_being_made(start, reason):
     ]
     made = [spec for batch in written_specs(replica) for spec in batch]
     assert made == [spec for spec in specs if spec not in ("/u13/", "/u77/")]
-    assert len(written.answers) == len(written_specs(replica))
+    assert len(written.applied) == len(written_specs(replica))
     # Two of a hundred are found by halves, not one by one.
     assert len(replica.calls) < 32
 
