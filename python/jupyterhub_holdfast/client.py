@@ -220,17 +220,21 @@ class RouteClient:
         route = response.route if response.HasField("route") else None
         return route if route is not None and route.namespace == self.namespace else None
 
-    async def list(self, prefix: str = "") -> Sequence[routes_pb2.Route]:
+    async def list(self, prefix: str = "") -> list[routes_pb2.Route]:
         """Every `Route` of this namespace as of one revision. Linearizable, and whole or an error."""
+        return [route for page in await self.pages(list, prefix) for route in page]
+
+    async def pages(self, take: Callable[[Sequence[routes_pb2.Route]], T], prefix: str = "") -> list[T]:
+        """What `take` makes of each page of the list, while the next one is on its way."""
         request = routes_pb2.ListRequest(namespace=self.namespace, prefix=prefix)
 
-        async def attempt(channel: grpc.aio.Channel, seconds: float, left: float) -> Sequence[routes_pb2.Route]:
+        async def attempt(channel: grpc.aio.Channel, seconds: float, left: float) -> list[T]:
             # The list may take all the time there is, but each page has to come within one attempt's.
             call = routes_pb2_grpc.RoutesStub(channel).List(request, timeout=left, metadata=self._metadata())
             try:
-                routes = await _read_pages(call, seconds)
+                pages = await _read_pages(call, seconds, take)
                 self._heard(await call.trailing_metadata())
-                return routes
+                return pages
             finally:
                 call.cancel()
 
@@ -395,26 +399,27 @@ class _Session:
         self.sequence = 1
 
 
-async def _read_pages(call: Any, seconds: float) -> list[routes_pb2.Route]:
-    """All routes of a `List` stream.
+async def _read_pages(call: Any, seconds: float, take: Callable[[Sequence[routes_pb2.Route]], T]) -> list[T]:
+    """What `take` makes of each page of a `List` stream.
 
     Raises `BrokenAnswer` unless the pages are of one revision and hold as many routes as they say: the hub deletes what
     it does not recognise and adds what it does not see, so half a list is worse than none.
     """
-    routes: list[routes_pb2.Route] = []
+    pages: list[T] = []
     position: tuple[int, int] | None = None
-    total = 0
+    total = found = 0
     while (page := await asyncio.wait_for(call.read(), seconds)) is not grpc.aio.EOF:
         position = position or (page.epoch, page.revision)
         if (page.epoch, page.revision) != position:
             raise BrokenAnswer(f"a list at (epoch, revision) {position} went on at {(page.epoch, page.revision)}")
         total = max(total, page.total)
-        routes.extend(page.routes)
+        found += len(page.routes)
+        pages.append(take(page.routes))
     if position is None:
         raise BrokenAnswer("a list ended before its first page")
-    if len(routes) != total:
-        raise BrokenAnswer(f"a list of {total} routes ended after {len(routes)}")
-    return routes
+    if found != total:
+        raise BrokenAnswer(f"a list of {total} routes ended after {found}")
+    return pages
 
 
 def _summary(failures: Mapping[str, Failure]) -> str:

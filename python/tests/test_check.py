@@ -6,7 +6,7 @@ import pytest
 from hub_stand_in import Hub
 
 from jupyterhub_holdfast.changes import Delete, Put
-from jupyterhub_holdfast.check import LINES_MAX, TableRoute, Wanted, as_text
+from jupyterhub_holdfast.check import LINES_MAX, TableRoutes, Wanted, as_text
 
 HUB = "http://127.0.0.1:8081"
 TARGET = "http://10.0.0.1:8888"
@@ -15,7 +15,11 @@ log = logging.getLogger("test")
 
 def table(*routes):
     """Routes with the revisions 1, 2, ..."""
-    return {spec: TableRoute(spec, target, data, n) for n, (spec, target, data) in enumerate(routes, start=1)}
+    table = TableRoutes()
+    for n, (spec, target, data) in enumerate(routes, start=1):
+        table[spec] = {"routespec": spec, "target": target, "data": data}
+        table.mod_revisions[spec] = n
+    return table
 
 
 def changes(hub, routes, extra_routes=None):

@@ -30,8 +30,8 @@ const WAIT_FOR_PROXIES_MAX: Duration = Duration::from_secs(10);
 /// Between two looks for a leader, at least and at most.
 const LEADER_PAUSE: Duration = Duration::from_millis(1);
 const LEADER_RETRY: Duration = Duration::from_millis(20);
-/// One message of a list, about.
-const PAGE_BYTES: usize = 512 * 1024;
+/// One message of a list, about. So small that who reads the first ones is not idle while we make the others.
+const PAGE_BYTES: usize = 64 * 1024;
 
 /// The service that hubs, operators and proxies call.
 #[derive(Clone)]
