@@ -35,7 +35,11 @@ c.JupyterHub.authenticator_class = "dummy"
 c.Authenticator.allow_all = True
 c.JupyterHub.services = [{"name": "incident", "api_token": os.environ["INCIDENT_TOKEN"]}]
 c.JupyterHub.load_roles = [
-    {"name": "incident", "services": ["incident"], "scopes": ["admin:users", "admin:servers", "proxy"]}
+    {
+        "name": "incident",
+        "services": ["incident"],
+        "scopes": ["admin:users", "admin:servers", "proxy", "list:services", "read:services"],
+    }
 ]
 
 c.JupyterHub.spawner_class = "simple"

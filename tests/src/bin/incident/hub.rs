@@ -17,6 +17,7 @@ const START_WITHIN: Duration = Duration::from_secs(90);
 const SPAWN_WITHIN: Duration = Duration::from_secs(120);
 const STOP_WITHIN: Duration = Duration::from_secs(20);
 const END_SERVERS_WITHIN: Duration = Duration::from_secs(5);
+/// With the scopes that `holdfast reconcile` asks for.
 const TOKEN: &str = "a-token-for-the-demo";
 
 /// The hub, and the users' servers, which live on when it stops. Dropping it ends them all.
@@ -115,6 +116,16 @@ impl Hub {
             ready.await.with_context(|| self.process.log_tail(30))?;
         }
         Ok(())
+    }
+
+    /// A file with a token for its API.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn token_file(&self) -> Result<PathBuf> {
+        let path = self.folder.join("token");
+        std::fs::write(&path, TOKEN)?;
+        Ok(path)
     }
 
     async fn api(&self, method: Method, path: &str) -> Result<Value> {

@@ -153,7 +153,7 @@ impl Replay {
             "all replicas and proxies are at revision {revision}, digest {}",
             &digest[..16]
         ));
-        Ok(())
+        self.find_nobody_stuck().await
     }
 
     async fn kill_proxy(&mut self, at: usize, step: &str) -> Result<()> {
@@ -248,6 +248,28 @@ impl Replay {
             "it has started {LATE_USER}'s server, and every proxy serves it at once"
         ));
         self.end_of_step(step).await
+    }
+
+    /// What took most of those 52 minutes: users between a hub, a table and servers that do not agree.
+    async fn find_nobody_stuck(&self) -> Result<()> {
+        let arguments = [
+            "reconcile".to_owned(),
+            format!("--hub-url=http://{}", self.hub.address()),
+            format!("--token-file={}", self.hub.token_file()?.display()),
+            format!("--endpoints={}", self.cluster.endpoints().join(",")),
+            "--output=json".to_owned(),
+        ];
+        let finished = holdfast_tests::fixture::run(arguments).await?;
+        ensure!(finished.code == Some(0), "holdfast reconcile: {finished:?}");
+        let report: serde_json::Value = serde_json::from_str(&finished.stdout)?;
+        let compared = |what: &str| report[what].as_u64().with_context(|| format!("{what} in {report}"));
+        self.report.say(format!(
+            "holdfast reconcile finds no stuck user: the hub, its {} routes, {} servers and {} proxies agree",
+            compared("routes")?,
+            compared("servers")?,
+            compared("proxies")?,
+        ));
+        Ok(())
     }
 
     /// Lets users go on for a whole round through every proxy, then takes down what was seen.
