@@ -11,7 +11,7 @@ import sysconfig
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 from weakref import WeakKeyDictionary
 
 from jupyterhub.metrics import CHECK_ROUTES_DURATION_SECONDS, PROXY_POLL_DURATION_SECONDS
@@ -19,6 +19,7 @@ from jupyterhub.proxy import Proxy
 from jupyterhub.traitlets import Command
 from jupyterhub.utils import url_path_join
 from tornado.httpclient import HTTPClientError, HTTPResponse
+from tornado.netutil import Resolver
 from tornado.simple_httpclient import SimpleAsyncHTTPClient
 from traitlets import Bool, Float, Integer, List, TraitError, Unicode, default, observe, validate
 
@@ -413,26 +414,23 @@ class HoldfastProxy(Proxy):
         longer than `start_timeout`, when the process ends, or when a setting asks for what this version cannot do.
         """
         self._refuse_unsupported()
-        address = urlsplit(self.public_url)
-        ip, port = await _ip_address(address.hostname), address.port or (443 if address.scheme == "https" else 80)
-        arguments = ["--replicas", str(self.replicas), "--proxies", str(self.proxies), "--port", str(port)]
-        if ip:
-            arguments += ["--ip", ip]
-        arguments += ["--base-port", str(self.base_port), "--proxy-admin-base", str(self.proxy_admin_base)]
+        arguments = ["--replicas", str(self.replicas), "--proxies", str(self.proxies)]
+        door, doors = await self._doors()
+        arguments += [*door, "--base-port", str(self.base_port), "--proxy-admin-base", str(self.proxy_admin_base)]
         arguments += ["--error-target", url_path_join(self.hub.url, "error"), *self._tls_arguments()]
         self.log.info("Starting Holdfast @ %s with its data in %s", self.public_url, os.path.abspath(self.data_dir))
         process = self._process = UpProcess(self.command, os.path.abspath(self.data_dir), self.log)
         self.endpoints = [f"127.0.0.1:{self.base_port + 10 * i}" for i in range(self.replicas)]
         try:
             await process.start(arguments, self.stop_timeout)
-            await self._wait_until_ready(process, ip, port)
+            await self._wait_until_ready(process, doors)
         except FileNotFoundError:
             self.log.error("There is no command %r: install Holdfast or set c.HoldfastProxy.command", self.command[0])
             raise
         except BaseException:
             await process.stop(self.stop_timeout)
             raise
-        self._watch = asyncio.ensure_future(self._keep_running(process, arguments, ip, port))
+        self._watch = asyncio.ensure_future(self._keep_running(process, arguments, doors))
 
     async def stop(self) -> None:
         """Stops what `start` started. The routes stay on disk. May be called in another event loop than `start` was."""
@@ -451,17 +449,26 @@ class HoldfastProxy(Proxy):
             await self._process.stop(self.stop_timeout)
 
     def _refuse_unsupported(self) -> None:
-        if urlsplit(self.public_url).scheme not in ("http", "https"):
+        if urlsplit(self.public_url).scheme not in ("http", "https", "http+unix"):
             raise RuntimeError(
-                f"JupyterHub.bind_url: `holdfast up` listens on http://ip:port or https://ip:port, not {self.public_url}. "
-                "For a unix socket start `holdfast replica` and `holdfast proxy --socket` yourself, and set "
-                "c.HoldfastProxy.should_start = False"
+                f"JupyterHub.bind_url: give http://ip:port, https://ip:port or http+unix://%2Fpath, not {self.public_url}"
             )
         if self.endpoints != [DEFAULT_ENDPOINT] and self._process is None:
             raise RuntimeError(
                 f"HoldfastProxy.endpoints names a cluster, {self.endpoints}, and should_start asks for a new one. Set "
                 "c.HoldfastProxy.should_start = False to use the cluster, or remove endpoints to start one"
             )
+
+    async def _doors(self) -> tuple[list[str], list[str]]:
+        """What `holdfast up` is told about where users come in, and the URL of each proxy there."""
+        address = urlsplit(self.public_url)
+        if address.scheme == "http+unix":
+            path = unquote(address.netloc)
+            sockets = [path, *(f"{path}.{number}" for number in range(1, self.proxies))]
+            return ["--socket", path], [f"http+unix://{quote(path, safe='')}" for path in sockets]
+        ip, port = await _ip_address(address.hostname), address.port or (443 if address.scheme == "https" else 80)
+        urls = [f"{address.scheme}://{_connect_address(ip)}:{port + number}" for number in range(self.proxies)]
+        return ["--port", str(port), *(("--ip", ip) if ip else ())], urls
 
     def _tls_arguments(self) -> list[str]:
         """What proxies are told about TLS: towards users, and with `internal_ssl` towards the hub and users' servers."""
@@ -473,10 +480,10 @@ class HoldfastProxy(Proxy):
             files["client-ssl-ca"] = self.app.internal_trust_bundles["proxy-client-ca"]
         return [text for flag, file in files.items() if file for text in (f"--{flag}", file)]
 
-    async def _wait_until_ready(self, process: UpProcess, ip: str, port: int) -> None:
+    async def _wait_until_ready(self, process: UpProcess, doors: list[str]) -> None:
         deadline = time.monotonic() + self.start_timeout
         while True:
-            problem = await self._why_not_ready(ip, port)
+            problem = await self._why_not_ready(doors)
             # Asked last: another program on our ports may have answered in place of a process that could not bind.
             ended = process.ended()
             if ended is not None:
@@ -487,13 +494,13 @@ class HoldfastProxy(Proxy):
                 raise TimeoutError(f"Holdfast is not ready after {self.start_timeout:g} s: {problem}")
             await asyncio.sleep(READY_POLL_SECONDS)
 
-    async def _why_not_ready(self, ip: str, port: int) -> str | None:
+    async def _why_not_ready(self, doors: list[str]) -> str | None:
         try:
             # Linearizable, so the answer proves a leader with a quorum behind it.
             await self.client.get("/", timeout=1.0)
         except Unavailable as e:
             return str(e)
-        for number, url in enumerate(self._proxy_urls(ip, port)):
+        for number, url in enumerate(doors):
             problem = await _why_not(f"{url}/_chp_healthz")
             # A proxy serves from its copy on disk before it follows the replicas; until then no write waits for it.
             problem = problem or await _why_not(
@@ -504,21 +511,7 @@ class HoldfastProxy(Proxy):
                 return problem
         return None
 
-    async def _some_proxy_answers(self, ip: str, port: int) -> bool:
-        for url in self._proxy_urls(ip, port):
-            try:
-                # That it is not ready is an answer, too.
-                await _fetch(f"{url}/_chp_healthz")
-            except (OSError, HTTPClientError):
-                continue
-            return True
-        return False
-
-    def _proxy_urls(self, ip: str, port: int) -> list[str]:
-        scheme = urlsplit(self.public_url).scheme
-        return [f"{scheme}://{_connect_address(ip)}:{port + number}" for number in range(self.proxies)]
-
-    async def _keep_running(self, process: UpProcess, arguments: list[str], ip: str, port: int) -> None:
+    async def _keep_running(self, process: UpProcess, arguments: list[str], doors: list[str]) -> None:
         """Starts Holdfast again whenever it has ended or hangs. It comes back with its routes."""
         is_back, silent = True, 0
         while True:
@@ -526,7 +519,7 @@ class HoldfastProxy(Proxy):
             ended = process.ended()
             if ended is None and is_back:
                 # Counted, not timed: when this loop stood still itself, it has asked once and not for long.
-                silent = 0 if await self._some_proxy_answers(ip, port) else silent + 1
+                silent = 0 if await _some_answer(doors) else silent + 1
                 if not 0 < self.hung_checks <= silent:
                     continue
                 self.log.error("Holdfast[%s] runs and has not answered %i times, ending it", process.pid, silent)
@@ -537,7 +530,7 @@ class HoldfastProxy(Proxy):
                 if ended is not None:
                     self.log.error("Holdfast ended with %s, starting it again", ended)
                     await process.start(arguments, self.stop_timeout)
-                await self._wait_until_ready(process, ip, port)
+                await self._wait_until_ready(process, doors)
                 # The table is durable, its disk need not be.
                 await self.check_routes(self.app.users, self.app._service_map)
             except Exception:
@@ -587,11 +580,39 @@ async def _why_not(url: str, judge: Callable[[bytes], str | None] = lambda body:
     return None if problem is None else f"{url}: {problem}"
 
 
+async def _some_answer(doors: list[str]) -> bool:
+    for url in doors:
+        try:
+            # That it is not ready is an answer, too.
+            await _fetch(f"{url}/_chp_healthz")
+        except (OSError, HTTPClientError):
+            continue
+        return True
+    return False
+
+
 async def _fetch(url: str) -> HTTPResponse:
     # Not the client that is configured for the hub: it may go through the environment's http_proxy. The users' certificate
     # is for the name that they come by, and not for this address.
-    client = SimpleAsyncHTTPClient()
-    return await client.fetch(url, raise_error=False, connect_timeout=1, request_timeout=2, validate_cert=False)
+    resolver = None
+    if url.startswith("http+unix://"):
+        path, _, rest = url.removeprefix("http+unix://").partition("/")
+        url, resolver = f"http://localhost/{rest}", _OneSocket(path=unquote(path))
+    client = SimpleAsyncHTTPClient(force_instance=True, resolver=resolver)
+    try:
+        return await client.fetch(url, raise_error=False, connect_timeout=1, request_timeout=2, validate_cert=False)
+    finally:
+        client.close()
+
+
+class _OneSocket(Resolver):
+    """Finds every name at one unix socket."""
+
+    def initialize(self, path: str) -> None:
+        self.path = path
+
+    async def resolve(self, host: str, port: int, family: int = 0) -> list[tuple[int, Any]]:
+        return [(socket.AF_UNIX, self.path)]
 
 
 def _as_table_routes(listed: Sequence[routes_pb2.Route]) -> TableRoutes:

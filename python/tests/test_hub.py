@@ -1,18 +1,22 @@
 """A real JupyterHub with real servers behind real proxies. Nothing here is a stand-in."""
 
 import asyncio
+import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import quote
 
 import pytest
 from holdfast_up import HoldfastUp, find_holdfast
-from hub import Hub, fetch, until
+from hub import API_TOKEN, Hub, fetch, until
 from jupyterhub.utils import url_escape_path
 from ports import free_ports
 from processes import is_alive
@@ -415,6 +419,24 @@ class TestStartedByTheHub:
         assert fetch(f"{hub.public_url}/other/").status == 404
         hub.stop()
 
+    def test_users_and_proxies_come_by_unix_sockets(self, make_hub):
+        # A longer path than about a hundred bytes is none for a socket.
+        with tempfile.TemporaryDirectory(prefix="hub-") as directory:
+            users, hubs = f"{directory}/Users.sock", f"{directory}/hub.sock"
+            hub = make_hub(
+                f"c.JupyterHub.bind_url = 'http+unix://{quote(users, safe='')}'",
+                f"c.JupyterHub.hub_bind_url = 'http+unix://{quote(hubs, safe='')}'",
+                f"c.JupyterHub.hub_connect_url = 'http+unix://{quote(hubs, safe='')}'",
+                "c.HoldfastProxy.proxies = 2",
+            )
+            hub.launch()
+            until(lambda: "JupyterHub is now running" in hub.log(), 90, "the hub runs", hub)
+            assert fetch_by(users, "/hub/login").status == 200
+            assert fetch_by(f"{users}.1", "/hub/login").status == 200
+            assert json.loads(fetch_by(users, "/hub/api/proxy").read())["/"]["target"].startswith("http+unix://")
+            hub.stop()
+            assert not [name for name in os.listdir(directory) if name.startswith("Users")]
+
     def test_a_hub_with_a_host_for_each_user(self, make_hub, ports):
         hub = make_hub(f"c.JupyterHub.subdomain_host = 'http://hub.test:{ports + 10}'")
         hub.start()
@@ -490,6 +512,15 @@ class TestStartedByTheHub:
         with pytest.raises(RuntimeError, match=words):
             hub.start()
         assert not (hub.directory / "holdfast-data" / "up.json").exists()
+
+
+def fetch_by(path, target):
+    """One request by a unix socket."""
+    connection = http.client.HTTPConnection("localhost", timeout=30)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(path)
+    connection.request("GET", target, headers={"Authorization": f"token {API_TOKEN}"})
+    return connection.getresponse()
 
 
 def up_file(hub):

@@ -6,11 +6,12 @@ mod readiness;
 
 use std::ffi::OsString;
 use std::net::Ipv6Addr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Args;
-use holdfast_proxy::{ConfigError, ProxyConfig};
+use holdfast_proxy::{Address, ConfigError, ProxyConfig};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -60,6 +61,10 @@ pub struct UpArgs {
     /// Serves users on this port, and on those after it if there are more proxies.
     #[arg(long, env = "HOLDFAST_PORT", value_name = "PORT", default_value = "8000")]
     port: String,
+
+    /// Serves users on this unix socket instead of --ip and --port, given by its whole path; further proxies on FILE.1, FILE.2, ...
+    #[arg(long, env = "HOLDFAST_SOCKET", value_name = "FILE")]
+    socket: Option<String>,
 
     /// The first port of the replicas.
     #[arg(long, env = "HOLDFAST_BASE_PORT", value_name = "PORT", default_value = "7011")]
@@ -135,6 +140,9 @@ fn read(args: &UpArgs, settings: &mut Settings) -> Result<(Plan, Common), Mistak
     let ip = settings.read("ip", args.ip.as_deref().unwrap_or_default(), parse::ip);
     let serving = args.serving.read(settings, ip.unwrap_or(Ipv6Addr::UNSPECIFIED.into()));
     let port = settings.read("port", &args.port, parse::first_port);
+    let socket = settings.read_optional("socket", args.socket.as_deref(), |path| {
+        Address::parse(&format!("unix:{path}")).map(|_| PathBuf::from(path))
+    });
     let base_port = settings.read("base-port", &args.base_port, parse::first_port);
     let proxy_admin_base = settings.read("proxy-admin-base", &args.proxy_admin_base, parse::first_port);
     let drain_delay = settings.read("drain-delay", &args.drain_delay, parse::duration);
@@ -155,6 +163,7 @@ fn read(args: &UpArgs, settings: &mut Settings) -> Result<(Plan, Common), Mistak
             proxies: proxies?,
             ip: ip?,
             port: port?,
+            socket: socket?,
             base_port: base_port?,
             proxy_admin_base: proxy_admin_base?,
             drain_delay: drain_delay?,
@@ -310,8 +319,15 @@ mod tests {
 
     #[test]
     fn mistakes_about_proxies_are_found_before_anything_starts() {
-        let said = told(&["--redirect-port=0", "--proxies=65", "--custom-header=none"]).unwrap_err();
+        let said = told(&[
+            "--redirect-port=0",
+            "--proxies=65",
+            "--custom-header=none",
+            "--socket=x",
+        ])
+        .unwrap_err();
         for part in [
+            "--socket \"x\": must name a socket by its whole path",
             "--redirect-port needs a certificate",
             "--redirect-port \"0\": must be a port from 1",
             "--proxies \"65\"",

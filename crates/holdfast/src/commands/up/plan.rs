@@ -27,6 +27,8 @@ pub(super) struct Plan {
     pub proxies: u16,
     pub ip: IpAddr,
     pub port: u16,
+    /// The first proxy's, instead of a port.
+    pub socket: Option<PathBuf>,
     pub base_port: u16,
     pub proxy_admin_base: u16,
     pub drain_delay: Duration,
@@ -67,7 +69,9 @@ impl Plan {
                 ));
             }
         };
-        last_port("port", self.port, self.proxies - 1);
+        if self.socket.is_none() {
+            last_port("port", self.port, self.proxies - 1);
+        }
         last_port("base-port", self.base_port, (self.replicas - 1) * REPLICA_STEP + 2);
         last_port("proxy-admin-base", self.proxy_admin_base, self.proxies - 1);
         if let Some(redirect) = self.serving.redirect {
@@ -122,9 +126,11 @@ impl Plan {
             Some(_) => "https",
             None => "http",
         };
-        (0..self.proxies)
-            .map(|index| format!("{scheme}://{}", self.reachable(index)))
-            .collect()
+        let url = |index| match self.door(index) {
+            Address::Tcp(_) => format!("{scheme}://{}", self.reachable(index)),
+            socket => socket.to_string(),
+        };
+        (0..self.proxies).map(url).collect()
     }
 
     /// Each proxy's name, and where it says how it is, with TLS for users or without.
@@ -168,7 +174,7 @@ impl Plan {
         let config = |index| ProxyConfig {
             name: format!("p{index}"),
             endpoints: endpoints.clone(),
-            listen: vec![Address::Tcp(self.public_address(index))],
+            listen: vec![self.door(index)],
             redirect: self.redirect(index),
             listen_admin: Some(self.admin_address(index)),
             data_dir: self.data_dir.join(format!("p{index}")),
@@ -220,14 +226,19 @@ impl Plan {
         let proxies = (0..self.proxies).map(|index| {
             let own = vec![
                 ("--endpoints", self.endpoints().join(",").into()),
-                ("--ip", self.ip.to_string().into()),
-                ("--port", self.public_address(index).port().to_string().into()),
                 ("--listen-admin", self.admin_address(index).to_string().into()),
                 ("--drain-delay", milliseconds(self.drain_delay)),
                 ("--drain-timeout", milliseconds(self.drain_timeout)),
             ];
             let grace = self.drain_delay + self.drain_timeout + GRACE;
-            let mut child = child(format!("p{index}"), grace, "proxy", own);
+            let door = match self.door(index) {
+                Address::Unix(path) => vec![("--socket", path.into())],
+                _ => vec![
+                    ("--ip", self.ip.to_string().into()),
+                    ("--port", self.public_address(index).port().to_string().into()),
+                ],
+            };
+            let mut child = child(format!("p{index}"), grace, "proxy", [door, own].concat());
             child.arguments.extend_from_slice(&self.serving_flags);
             if let Some(redirect) = self.redirect(index) {
                 let port = redirect.listen.port();
@@ -253,7 +264,7 @@ impl Plan {
 
     fn listeners(&self) -> Vec<Listener> {
         let mut listeners = Vec::new();
-        for index in 0..self.proxies {
+        for index in (0..self.proxies).filter(|_| self.socket.is_none()) {
             listeners.push(Listener {
                 flag: "port",
                 value: self.port,
@@ -302,6 +313,16 @@ impl Plan {
         let mut redirect = self.serving.redirect?;
         redirect.listen.set_port(redirect.listen.port() + index);
         Some(redirect)
+    }
+
+    /// Where users come in.
+    fn door(&self, index: u16) -> Address {
+        let further = |path: &Path| PathBuf::from(format!("{}.{index}", path.display()));
+        match &self.socket {
+            None => Address::Tcp(self.public_address(index)),
+            Some(path) if index == 0 => Address::Unix(path.clone()),
+            Some(path) => Address::Unix(further(path)),
+        }
     }
 
     fn public_address(&self, index: u16) -> SocketAddr {
@@ -363,6 +384,7 @@ mod tests {
             proxies,
             ip: Ipv4Addr::UNSPECIFIED.into(),
             port: 8000,
+            socket: None,
             base_port: 7011,
             proxy_admin_base: 8100,
             drain_delay: Duration::ZERO,
@@ -383,6 +405,28 @@ mod tests {
             plan(3, 2).is_up(),
             "holdfast is up: http://127.0.0.1:8000,http://127.0.0.1:8001 api=127.0.0.1:7011,127.0.0.1:7021,127.0.0.1:7031"
         );
+    }
+
+    #[test]
+    fn a_socket_takes_the_place_of_the_ports() {
+        let plan = Plan {
+            // Never used, so they are no mistake.
+            port: 65535,
+            socket: Some("/run/x".into()),
+            ..plan(1, 2)
+        };
+        assert_eq!(plan.problems(), []);
+        assert_eq!(plan.urls(), ["unix:/run/x", "unix:/run/x.1"]);
+        let doors = plan
+            .proxy_configs()
+            .unwrap()
+            .into_iter()
+            .map(|config| config.listen[0].to_string());
+        assert_eq!(doors.collect::<Vec<_>>(), plan.urls());
+        let arguments = &plan.children(Path::new("/bin/holdfast"))[2].arguments;
+        let at = arguments.iter().position(|argument| argument == "--socket").unwrap();
+        assert_eq!(arguments[at + 1], "/run/x.1");
+        assert!(!arguments.contains(&"--port".into()));
     }
 
     #[test]
