@@ -17,7 +17,7 @@ export HOLDFAST_BIN := $(CARGO_TARGET_DIR)/debug/holdfast
 INCIDENT := $(CARGO_TARGET_DIR)/debug/incident $(if $(PAUSE),--pause)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo demo-chp test sim sim-planted faults herd fuzz-paths soak raw-table verify fix wheel bench bench-store bench-proxy bench-hub
+.PHONY: help setup build demo demo-chp test sim sim-planted faults herd fuzz-paths soak raw-table lab verify fix wheel bench bench-store bench-proxy bench-hub
 
 help: ## lists these commands
 	@grep -hE '^[a-z-]+:.* ## ' Makefile | sed -E 's/^([a-z-]+):.* ## (.*)/  make \1\t\2/' | expand -t 20
@@ -61,6 +61,9 @@ soak: build ## everything that leaks in proxies, for MINUTES=30: descriptors and
 raw-table: build ## the same bytes to configurable-http-proxy (needs node) and to Holdfast, side by side
 	@scripts/install_chp.sh
 	@PATH="$(CACHE)/chp/node_modules/.bin:$$PATH" $(CARGO_TARGET_DIR)/debug/raw_table
+
+lab: build ## JupyterLab in a browser (installs Chromium and JupyterLab) goes on while everything behind it is killed
+	@scripts/lab.sh
 
 verify: setup ## format, lints, docs, licences, dependency directions, then the tests; changes nothing
 	@scripts/verify.sh
