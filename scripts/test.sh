@@ -28,4 +28,5 @@ step "the manifests' command lines (pytest)"
 "$HOLDFAST_VENV/bin/python" -m pytest -q -p no:asyncio tests/deploy/test_command_lines.py
 
 step "JupyterHub package (pytest)"
-(cd python && "$HOLDFAST_VENV/bin/python" -m pytest)
+# Mostly waiting for hubs to start: three at a time take half as long, on two cores too.
+(cd python && "$HOLDFAST_VENV/bin/python" -m pytest --numprocesses 3 --dist loadscope)
