@@ -86,15 +86,16 @@ impl From<(&RouteKey, &Hold)> for Term {
 
 impl Term {
     fn hash(fields: &[&str], numbers: &[u64]) -> Self {
-        let mut hasher = blake3::Hasher::new();
+        // In one piece, which takes half the time that it takes a hasher in so many.
+        let mut bytes = Vec::with_capacity(512);
         for field in fields {
-            hasher.update(&(field.len() as u64).to_le_bytes());
-            hasher.update(field.as_bytes());
+            bytes.extend_from_slice(&(field.len() as u64).to_le_bytes());
+            bytes.extend_from_slice(field.as_bytes());
         }
         for number in numbers {
-            hasher.update(&number.to_le_bytes());
+            bytes.extend_from_slice(&number.to_le_bytes());
         }
-        let hash = hasher.finalize();
+        let hash = blake3::hash(&bytes);
         let mut limbs = [0; 4];
         for (limb, chunk) in limbs.iter_mut().zip(hash.as_bytes().chunks_exact(8)) {
             *limb = chunk
@@ -116,5 +117,33 @@ impl fmt::Display for Digest {
 impl fmt::Debug for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::revision::Revision;
+    use crate::route::Route;
+
+    /// Replicas of different versions compare their digests, and a digest is on disk.
+    #[test]
+    fn a_digest_is_what_it_always_was() {
+        let route = Route::parse("/user/alice/", "http://10.1.2.3:8888", r#"{"user": "alice"}"#, "hub").unwrap();
+        let entry = Entry {
+            route,
+            modified: Revision(7),
+        };
+        let mut hasher = blake3::Hasher::new();
+        for field in ["/user/alice/", "http://10.1.2.3:8888", r#"{"user": "alice"}"#, "hub"] {
+            hasher.update(&(field.len() as u64).to_le_bytes());
+            hasher.update(field.as_bytes());
+        }
+        let hash = *hasher.update(&7_u64.to_le_bytes()).finalize().as_bytes();
+        let mut digest = Digest::default();
+        digest.add(&entry);
+        assert_eq!(digest.to_bytes(), hash);
+        digest.remove(&entry);
+        assert_eq!(digest, Digest::default());
     }
 }

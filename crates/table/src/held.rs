@@ -188,6 +188,19 @@ impl Holds {
         *self.shown.entry(route.namespace.clone()).or_insert(0) += 1;
     }
 
+    /// Takes in a route, in the place of one that was held or not.
+    pub(crate) fn replace(&mut self, before: &Entry, route: &Route) {
+        // As almost always: of what is kept here, nothing changes.
+        if !self.contains(before.route.spec.key())
+            && before.route.target.address() == route.target.address()
+            && before.route.namespace == route.namespace
+        {
+            return;
+        }
+        self.remove(before);
+        self.add(route);
+    }
+
     /// Holds a route that was [removed](Self::remove).
     pub(crate) fn hold(&mut self, entry: &Entry, hold: Hold) {
         let key = entry.route.spec.key();

@@ -228,10 +228,10 @@ impl State {
         }
         for route in &puts {
             let key = route.spec.key();
-            if let Some(before) = self.table.get(key) {
-                self.holds.remove(before);
+            match self.table.get(key) {
+                Some(before) => self.holds.replace(before, route),
+                None => self.holds.add(route),
             }
-            self.holds.add(route);
             losses.extend(self.holds.losses_mut().forget(key).then(|| key.clone()));
         }
         for entry in &deleted {

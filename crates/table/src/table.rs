@@ -59,9 +59,7 @@ impl Table {
             revision,
             ..Table::default()
         };
-        for entry in entries {
-            table.insert(Arc::new(entry));
-        }
+        table.extend(entries);
         table
     }
 
@@ -310,6 +308,15 @@ impl Table {
             .values()
             .filter(|entry| entry.route.namespace == *namespace)
             .count()
+    }
+}
+
+/// With more of what the same snapshot describes: the revision stays.
+impl Extend<Entry> for Table {
+    fn extend<I: IntoIterator<Item = Entry>>(&mut self, entries: I) {
+        for entry in entries {
+            self.insert(Arc::new(entry));
+        }
     }
 }
 
