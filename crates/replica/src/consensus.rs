@@ -328,12 +328,11 @@ impl Consensus {
         const BEYOND_AN_ELECTION: Duration = Duration::from_secs(1);
         let patience = BEYOND_AN_ELECTION + Duration::from_millis(self.raft.config().election_timeout_max);
         let began = Instant::now();
-        loop {
+        let mut left = patience;
+        while !left.is_zero() {
+            tokio::time::sleep(left).await;
             let age = self.leader_contact_age().unwrap_or(Duration::MAX).min(began.elapsed());
-            match patience.checked_sub(age) {
-                None | Some(Duration::ZERO) => return,
-                Some(left) => tokio::time::sleep(left).await,
-            }
+            left = patience.saturating_sub(age);
         }
     }
 

@@ -62,6 +62,15 @@ impl Batch {
         self.0.len()
     }
 
+    /// How many bytes of keys and values.
+    pub fn bytes(&self) -> usize {
+        let bytes = |change: &Change| match change {
+            Change::Put(_, key, value) | Change::DeleteRange(_, key, value) => key.len() + value.len(),
+            Change::Delete(_, key) => key.len(),
+        };
+        self.0.iter().map(bytes).sum()
+    }
+
     /// In their order.
     pub fn changes(&self) -> &[Change] {
         &self.0

@@ -108,7 +108,9 @@ impl Disk for RocksDisk {
 
     fn write(&self, batch: Batch) -> io::Result<()> {
         let families = Family::ALL.map(|family| self.family(family));
-        let mut writes = WriteBatch::default();
+        // Beside its key and value, a change needs a kind, a family and two lengths.
+        const FRAMING: usize = 16;
+        let mut writes = WriteBatch::with_capacity_bytes(batch.bytes() + (batch.len() + 1) * FRAMING);
         for change in batch.changes() {
             match change {
                 Change::Put(family, key, value) => writes.put_cf(families[*family as usize], key, value),

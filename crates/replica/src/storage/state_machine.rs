@@ -32,16 +32,17 @@ use crate::simulation::planted::{self, Bug, planted};
 
 /// Rows written at once while a snapshot is installed.
 const INSTALL_ROWS: usize = if cfg!(test) { 3 } else { 5_000 };
-/// An entry of more bytes takes long to apply: beside the other tasks of its thread, which keep the leader known as alive,
-/// and beside those who read the state.
+/// An entry of more bytes takes long to apply: beside the other tasks of its thread, which keep the leader known as alive.
 const LONG_BYTES: usize = 64 * 1024;
+/// A command of more changes takes long, too: beside those who read the state.
+const LONG_CHANGES: usize = 500;
 
 /// A state and its place in the log.
 #[derive(Clone, Default)]
 pub struct Position {
     /// The state.
     pub state: State,
-    /// The last entry in it.
+    /// The last entry in it; of this one, some commands may still be missing.
     pub applied: Option<LogId>,
     /// The last membership in it.
     pub membership: StoredMembership,
@@ -69,7 +70,7 @@ impl Position {
     }
 }
 
-/// The state as it is now, for everybody but the state machine itself: never half of an entry, waited for without polling.
+/// The state as it is now, for everybody but the state machine itself: never half of a command, waited for without polling.
 #[derive(Clone)]
 pub struct Published {
     current: Current,
@@ -226,15 +227,15 @@ impl StateMachine {
     }
 
     fn apply_entry(&self, batch: &mut Batch, log_id: LogId, proposal: &Proposal) -> io::Result<Applied> {
-        let contents = contents(log_id.index, proposal)?.into_iter();
-        let long = proposal.0.len() > LONG_BYTES;
-        Ok(self.current.change(long, |position| {
-            position.applied = Some(log_id);
-            let state = &mut position.state;
-            contents
-                .map(|content| self.apply_content(state, batch, log_id.index, content))
-                .collect()
-        }))
+        let contents = contents(log_id.index, proposal)?;
+        self.current.change(false, |position| position.applied = Some(log_id));
+        let answers = contents.into_iter().map(|content| {
+            let long = content.changes() > LONG_CHANGES;
+            self.current.change(long, |position| {
+                self.apply_content(&mut position.state, batch, log_id.index, content)
+            })
+        });
+        Ok(answers.collect())
     }
 
     fn apply_content(&self, state: &mut State, batch: &mut Batch, index: u64, content: Content) -> Answer {
@@ -393,6 +394,17 @@ enum Content {
     OpenHub(Namespace, HubId),
     Settle(Settlement, Vec<(RouteSpec, Revision)>),
     Expire(Stamp),
+}
+
+impl Content {
+    /// How many routes it names.
+    fn changes(&self) -> usize {
+        match self {
+            Content::Write(_, command) => command.batch.changes().len(),
+            Content::Settle(_, routes) => routes.len(),
+            Content::OpenHub(..) | Content::Expire(_) => 0,
+        }
+    }
 }
 
 /// The commands of a log entry, in their order.

@@ -5,7 +5,7 @@ mod crash_cut;
 use std::io;
 
 use futures_util::stream;
-use holdfast_table::{Batch, Command, Route};
+use holdfast_table::{Batch, Change, Command, Route, State};
 use holdfast_wire::proto;
 use holdfast_wire::proto::command::Command as Content;
 use openraft::async_runtime::Oneshot as _;
@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use super::disk::Family;
 use super::log::LogStore;
-use super::state_machine::StateMachine;
+use super::state_machine::{StateMachine, replay};
 use super::*;
 use crate::consensus::types::{Entry, LeaderId, LogId, Proposal, TypeConfig};
 
@@ -62,6 +62,25 @@ fn entry(index: u64, spec: &str) -> Entry {
     }
 }
 
+/// One entry of as many commands, each of which puts so many routes that no other does.
+fn commands(index: u64, sizes: &[usize]) -> Entry {
+    let mut names = 0..;
+    let mut command = |size: usize| {
+        let route = |n| Route::parse(&format!("/user/{n}/"), "http://10.0.0.1:8888", "", "").unwrap();
+        let changes = names.by_ref().take(size).map(route).map(Change::Put).collect();
+        let batch = Batch::new(Default::default(), changes, vec![]).unwrap();
+        let message = proto::Command {
+            command: Some(Content::Write((&Command { batch, session: None }).into())),
+            ..Default::default()
+        };
+        message.encode_to_vec().into()
+    };
+    Entry {
+        log_id: log_id(index),
+        payload: EntryPayload::Normal(Proposal::new(sizes.iter().map(|size| command(*size)).collect())),
+    }
+}
+
 fn put(store: &Store, family: Family, key: &[u8], value: Vec<u8>) {
     let mut batch = disk::Batch::default();
     batch.put(family, key, value);
@@ -98,6 +117,36 @@ async fn what_was_appended_and_applied_is_there_after_a_restart() {
         (digest, 50)
     );
     assert_eq!(machine.state().sessions.get(&[7; 16]).unwrap().sequence, 50);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_looks_while_an_entry_is_applied_sees_whole_commands() {
+    const SIZES: [usize; 5] = [3, 2_000, 400, 1_000, 3];
+    let dir = tempfile::tempdir().unwrap();
+    let (mut machine, published) = StateMachine::open(Store::open(dir.path()).unwrap()).unwrap();
+    let whole: Vec<usize> = (0..=SIZES.len()).map(|n| SIZES[..n].iter().sum()).collect();
+    let end = *whole.last().unwrap();
+    let looker = std::thread::spawn(move || {
+        loop {
+            let position = published.load();
+            let (routes, index) = (position.state.table.len(), position.applied.map(|log_id| log_id.index));
+            assert!(whole.contains(&routes), "{routes} routes");
+            assert!(routes == 0 || index == Some(1), "{routes} routes of entry {index:?}");
+            if routes == end {
+                return position.state.digest();
+            }
+        }
+    });
+    let entry = commands(1, &SIZES);
+    let mut expected = State::default();
+    let EntryPayload::Normal(proposal) = &entry.payload else {
+        panic!("commands")
+    };
+    replay(&mut expected, 1, proposal).unwrap();
+    apply(&mut machine, vec![entry]).await.unwrap();
+    assert_eq!(looker.join().unwrap(), expected.digest());
+    drop(machine);
+    assert_eq!(open(&dir).1.state().digest(), expected.digest());
 }
 
 #[tokio::test(flavor = "multi_thread")]
