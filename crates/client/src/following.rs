@@ -48,9 +48,10 @@ enum Stream {
 #[derive(Debug)]
 struct Arriving {
     cluster_id: String,
-    epoch: Epoch,
-    revision: Revision,
-    entries: Vec<Entry>,
+    // So far.
+    table: Table,
+    // That came: more than are in the table, if some have the same key.
+    routes: usize,
 }
 
 /// What a frame led to.
@@ -227,9 +228,8 @@ impl Following {
             (hello::Mode::Snapshot, _) => {
                 self.stream = Stream::Snapshot(Arriving {
                     cluster_id: hello.cluster_id,
-                    epoch,
-                    revision,
-                    entries: Vec::new(),
+                    table: Table::from_entries(epoch, revision, []),
+                    routes: 0,
                 });
                 Ok(Step::Hello { replica: hello.replica })
             }
@@ -244,10 +244,10 @@ impl Following {
             return Ok(Step::Partial);
         }
         let expected = digest(&chunk.digest)?;
-        if arriving.entries.len() as u64 != chunk.total {
-            return Err(damaged(format!("{} of {} routes", arriving.entries.len(), chunk.total)));
+        if arriving.routes as u64 != chunk.total {
+            return Err(damaged(format!("{} of {} routes", arriving.routes, chunk.total)));
         }
-        let table = Table::from_entries(arriving.epoch, arriving.revision, arriving.entries);
+        let table = arriving.table;
         if table.len() as u64 != chunk.total {
             return Err(damaged(format!(
                 "{} routes, but {} of them differ",
@@ -345,12 +345,12 @@ impl Arriving {
             return Err(damaged(format!("a chunk has more than {CHUNK_BYTES_MAX} bytes")));
         }
         let list = RouteList::decode(&bytes[..]).map_err(|error| damaged(format!("a chunk is no list: {error}")))?;
-        if self.entries.len() + list.routes.len() > ROUTES_MAX {
+        self.routes += list.routes.len();
+        if self.routes > ROUTES_MAX {
             return Err(damaged(format!("more than {ROUTES_MAX} routes")));
         }
-        for route in &list.routes {
-            self.entries.push(Entry::try_from(route)?);
-        }
+        let entries: Vec<_> = list.routes.iter().map(Entry::try_from).collect::<Result<_, _>>()?;
+        self.table.extend(entries);
         Ok(())
     }
 }

@@ -1,13 +1,13 @@
 //! A whole table, encoded and compressed once for all who need it, and given to so many at once.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use holdfast_table::{Epoch, Revision, State};
+use holdfast_table::{Epoch, Revision, State, Table};
 use holdfast_wire::proto;
 use prost::Message as _;
 use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
@@ -21,49 +21,82 @@ const TURN: Duration = Duration::from_secs(10);
 
 /// The newest snapshot, and whose turn it is to get it.
 pub struct Snapshots {
-    // Held while it is encoded: whoever comes meanwhile waits and takes the same one.
-    newest: tokio::sync::Mutex<Option<Arc<EncodedSnapshot>>>,
+    newest: Mutex<Option<Arc<EncodedSnapshot>>>,
     turns: Arc<Semaphore>,
 }
 
-/// A whole table in chunks.
+/// A whole table in chunks. The first ones are sent while the last ones are made.
 pub struct EncodedSnapshot {
     /// Of the table in it.
     pub epoch: Epoch,
     /// Of the table in it.
     pub revision: Revision,
-    /// In order; the last one says so.
-    pub chunks: Vec<proto::SnapshotChunk>,
+    // In order; the last one says so.
+    chunks: watch::Receiver<Vec<proto::SnapshotChunk>>,
+}
+
+/// A snapshot could not be encoded. The next one to be asked for is a new one.
+#[derive(Debug)]
+pub struct Broken;
+
+impl EncodedSnapshot {
+    /// The chunk at this place, as soon as it is made; `None` after the last.
+    ///
+    /// # Errors
+    /// [`Broken`]: it will never be made.
+    pub async fn chunk(&self, at: usize) -> Result<Option<proto::SnapshotChunk>, Broken> {
+        let mut chunks = self.chunks.clone();
+        let made = chunks.wait_for(|chunks| chunks.len() > at || is_whole(chunks));
+        Ok(made.await.map_err(|_| Broken)?.get(at).cloned())
+    }
+
+    fn is_broken(&self) -> bool {
+        self.chunks.has_changed().is_err() && !is_whole(&self.chunks.borrow())
+    }
+}
+
+fn is_whole(chunks: &[proto::SnapshotChunk]) -> bool {
+    chunks.last().is_some_and(|chunk| chunk.last)
 }
 
 impl Default for Snapshots {
     fn default() -> Self {
         Snapshots {
-            newest: tokio::sync::Mutex::default(),
+            newest: Mutex::default(),
             turns: Arc::new(Semaphore::new(SENDING_MAX)),
         }
     }
 }
 
 impl Snapshots {
-    /// A snapshot from which deltas lead to `state`: the last one encoded if it still does and is no older than what its
-    /// receiver has seen, else a new one.
-    pub async fn near(&self, state: &State, seen: Revision) -> std::io::Result<Arc<EncodedSnapshot>> {
-        let mut newest = self.newest.lock().await;
-        let fits = |snapshot: &&Arc<EncodedSnapshot>| is_near(snapshot, state) && snapshot.revision >= seen;
-        if let Some(snapshot) = newest.as_ref().filter(fits) {
-            return Ok(snapshot.clone());
-        }
-        let table = state.clone();
-        let encode = move || encode(&table);
-        // A runtime of one thread is a simulation's, which would not be the same twice with a second thread.
-        let encoded = match Handle::current().runtime_flavor() {
-            RuntimeFlavor::CurrentThread => encode()?,
-            _ => tokio::task::spawn_blocking(encode)
-                .await
-                .map_err(std::io::Error::other)??,
+    /// A snapshot from which deltas lead to `state`: the last one if it still does and is no older than what its receiver
+    /// has seen, else a new one. `tasks` owns the work that makes it.
+    pub fn near(&self, state: &State, seen: Revision, tasks: &TaskTracker) -> Arc<EncodedSnapshot> {
+        let mut newest = self.newest.lock().expect("nobody panics with it");
+        let fits = |snapshot: &&Arc<EncodedSnapshot>| {
+            is_near(snapshot, state) && snapshot.revision >= seen && !snapshot.is_broken()
         };
-        Ok(newest.insert(Arc::new(encoded)).clone())
+        if let Some(snapshot) = newest.as_ref().filter(fits) {
+            return snapshot.clone();
+        }
+        let (made, chunks) = watch::channel(Vec::new());
+        let snapshot = EncodedSnapshot {
+            epoch: state.table.epoch(),
+            revision: state.table.revision(),
+            chunks,
+        };
+        let table = state.table.clone();
+        let encode = move || {
+            if let Err(error) = encode(&table, |chunk| made.send_modify(|chunks| chunks.push(chunk))) {
+                tracing::error!(%error, "a snapshot could not be encoded; its subscribers are let go");
+            }
+        };
+        // A runtime of one thread is a simulation's, which would not be the same twice with a second thread.
+        match Handle::current().runtime_flavor() {
+            RuntimeFlavor::CurrentThread => encode(),
+            _ => drop(tasks.spawn_blocking(encode)),
+        }
+        newest.insert(Arc::new(snapshot)).clone()
     }
 
     /// Waits for the right to send a snapshot; it is given back with the guard. `tasks` owns the clock that takes it from
@@ -90,9 +123,7 @@ fn is_near(snapshot: &EncodedSnapshot, state: &State) -> bool {
             .is_some()
 }
 
-fn encode(state: &State) -> std::io::Result<EncodedSnapshot> {
-    let table = &state.table;
-    let mut chunks = Vec::new();
+fn encode(table: &Table, mut made: impl FnMut(proto::SnapshotChunk)) -> std::io::Result<()> {
     let mut list = proto::RouteList::default();
     let mut bytes = 0;
     for entry in table.iter() {
@@ -100,21 +131,17 @@ fn encode(state: &State) -> std::io::Result<EncodedSnapshot> {
         bytes += route.encoded_len();
         list.routes.push(route);
         if bytes >= CHUNK_BYTES {
-            chunks.push(chunk(&std::mem::take(&mut list))?);
+            made(chunk(&std::mem::take(&mut list))?);
             bytes = 0;
         }
     }
-    chunks.push(proto::SnapshotChunk {
+    made(proto::SnapshotChunk {
         last: true,
         total: table.len() as u64,
         digest: table.digest().to_bytes().to_vec().into(),
         ..chunk(&list)?
     });
-    Ok(EncodedSnapshot {
-        epoch: table.epoch(),
-        revision: table.revision(),
-        chunks,
-    })
+    Ok(())
 }
 
 fn chunk(list: &proto::RouteList) -> std::io::Result<proto::SnapshotChunk> {
@@ -124,4 +151,77 @@ fn chunk(list: &proto::RouteList) -> std::io::Result<proto::SnapshotChunk> {
         routes: routes.into(),
         ..Default::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_table::Entry;
+
+    use super::*;
+
+    const LARGE: usize = 20_000;
+
+    fn state(routes: usize, revision: u64) -> State {
+        let entry = |n: usize| {
+            let route = proto::Route {
+                routespec: format!("/user/{n}/"),
+                target: "http://10.0.0.1:8888".to_owned(),
+                data: format!(r#"{{"padding": "{}"}}"#, "x".repeat(100)),
+                mod_revision: 1,
+                ..proto::Route::default()
+            };
+            Entry::try_from(&route).unwrap()
+        };
+        let table = Table::from_entries(Epoch(1), Revision(revision), (0..routes).map(entry));
+        State {
+            history: holdfast_table::history::History::new(&table, [], Revision(revision)),
+            table,
+            ..State::default()
+        }
+    }
+
+    async fn read(snapshot: &EncodedSnapshot) -> Table {
+        let mut table = Table::from_entries(snapshot.epoch, snapshot.revision, []);
+        let mut at = 0;
+        while let Some(chunk) = snapshot.chunk(at).await.unwrap() {
+            let bytes = zstd::bulk::decompress(&chunk.routes, 4 * CHUNK_BYTES).unwrap();
+            let list = proto::RouteList::decode(&bytes[..]).unwrap();
+            table.extend(list.routes.iter().map(|route| Entry::try_from(route).unwrap()));
+            at += 1;
+        }
+        table
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn all_who_come_get_one_snapshot_and_every_route_in_it() {
+        let (snapshots, tasks, state) = (Snapshots::default(), TaskTracker::new(), state(LARGE, 7));
+        let first = snapshots.near(&state, Revision(0), &tasks);
+        let second = snapshots.near(&state, Revision(7), &tasks);
+        assert!(Arc::ptr_eq(&first, &second), "made once");
+        let (one, other) = tokio::join!(read(&first), read(&second));
+        assert_eq!((one.len(), one.digest()), (LARGE, state.table.digest()));
+        assert_eq!((one.digest(), one.revision()), (other.digest(), other.revision()));
+        assert!(first.chunk(1).await.unwrap().is_some(), "in more than one chunk");
+        assert!(first.chunk(1_000).await.unwrap().is_none());
+        let later = snapshots.near(&state, Revision(8), &tasks);
+        assert!(!Arc::ptr_eq(&first, &later), "never older than what was seen");
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_snapshot_that_was_not_finished_is_given_up_and_made_anew() {
+        let (snapshots, tasks, state) = (Snapshots::default(), TaskTracker::new(), state(3, 7));
+        let (made, chunks) = watch::channel(vec![proto::SnapshotChunk::default()]);
+        let unfinished = Arc::new(EncodedSnapshot {
+            epoch: Epoch(1),
+            revision: Revision(7),
+            chunks,
+        });
+        *snapshots.newest.lock().unwrap() = Some(unfinished.clone());
+        assert!(Arc::ptr_eq(&unfinished, &snapshots.near(&state, Revision(0), &tasks)));
+        let (next, ()) = tokio::join!(unfinished.chunk(1), async { drop(made) });
+        assert!(next.is_err());
+        assert!(unfinished.chunk(0).await.is_ok(), "what was made is given all the same");
+        let anew = snapshots.near(&state, Revision(0), &tasks);
+        assert_eq!(read(&anew).await.digest(), state.table.digest());
+    }
 }

@@ -19,7 +19,7 @@ use super::routes::RoutesService;
 use super::{Context, protocol_error};
 use crate::consensus::Consensus;
 use crate::feed::Registration;
-use crate::feed::snapshot::EncodedSnapshot;
+use crate::feed::snapshot::{Broken, EncodedSnapshot};
 use crate::feed::tape;
 use crate::storage::state_machine::Position;
 use holdfast_wire::proto::routes_server::Routes;
@@ -191,7 +191,7 @@ impl Stream {
                 return Ok(frame);
             }
             if self.sending.is_some() {
-                match self.chunk().await {
+                match self.chunk().await? {
                     Some(frame) => return Ok(frame),
                     None => continue,
                 }
@@ -200,7 +200,7 @@ impl Stream {
             if self.cursor != position.state.table.revision() {
                 match self.delta(&position) {
                     Some(frame) => return Ok(frame),
-                    None => self.snapshot(&position).await?,
+                    None => self.snapshot(&position),
                 }
                 continue;
             }
@@ -237,7 +237,8 @@ impl Stream {
             self.cursor = revision;
         }
         if !own || !start.has_table || !worth_a_delta(&position, revision) {
-            return self.snapshot(&position).await;
+            self.snapshot(&position);
+            return Ok(());
         }
         let hello = self.hello(Mode::Resume, position.state.table.epoch(), revision);
         self.pending.push_back(hello);
@@ -265,12 +266,9 @@ impl Stream {
         Some(Frame::Delta(tape::encode(&delta)))
     }
 
-    async fn snapshot(&mut self, position: &Position) -> Result<(), Ended> {
-        let snapshot = self.context.feed.snapshots.near(&position.state, self.cursor).await;
-        let snapshot = snapshot.map_err(|error| {
-            tracing::error!(%error, "a snapshot could not be encoded; its subscriber is let go");
-            Ended
-        })?;
+    fn snapshot(&mut self, position: &Position) {
+        let snapshots = &self.context.feed.snapshots;
+        let snapshot = snapshots.near(&position.state, self.cursor, &self.context.streams);
         let hello = self.hello(Mode::Snapshot, snapshot.epoch, snapshot.revision);
         self.pending.push_back(hello);
         self.cursor = snapshot.revision;
@@ -279,29 +277,30 @@ impl Stream {
             at: 0,
             turn: None,
         });
-        Ok(())
     }
 
     /// The next chunk of the snapshot, or a bookmark as long as it is not its turn; `None` after the last.
-    async fn chunk(&mut self) -> Option<Frame> {
-        let sending = self.sending.as_mut()?;
+    async fn chunk(&mut self) -> Result<Option<Frame>, Ended> {
+        let Some(sending) = &mut self.sending else {
+            return Ok(None);
+        };
         if sending.turn.is_none() {
             tokio::select! {
                 turn = self.context.feed.snapshots.turn(&self.context.streams) => sending.turn = Some(turn),
                 // Or the subscriber would take the silence for a dead replica.
                 _ = self.bookmarks.tick() => {
-                    let position = self.end.borrow().clone()?;
-                    return Some(self.bookmark(&position));
+                    let position = self.end.borrow().clone();
+                    return Ok(position.map(|position| self.bookmark(&position)));
                 }
             }
         }
-        let chunk = sending.snapshot.chunks.get(sending.at).cloned();
+        let chunk = sending.snapshot.chunk(sending.at).await.map_err(|Broken| Ended)?;
         sending.at += 1;
         if chunk.is_none() {
             self.sending = None;
             self.context.metrics.snapshot_sent();
         }
-        chunk.map(Frame::SnapshotChunk)
+        Ok(chunk.map(Frame::SnapshotChunk))
     }
 
     fn hello(&self, mode: Mode, epoch: Epoch, revision: Revision) -> Frame {
