@@ -3,7 +3,7 @@
 
     table  <-  wire  <-  client  <-  proxy    <-  holdfast
                      <-  replica              <-
-    tls    <-  proxy, replica
+    tls    <-  client, proxy, replica
 
 Prints every breach and ends with 1 if there is one.
 """
@@ -19,7 +19,7 @@ MAY_USE = {
     "holdfast-table": set(),
     "holdfast-wire": {"holdfast-table"},
     "holdfast-tls": set(),
-    "holdfast-client": {"holdfast-table", "holdfast-wire"},
+    "holdfast-client": {"holdfast-table", "holdfast-wire", "holdfast-tls"},
     "holdfast-proxy": {"holdfast-table", "holdfast-wire", "holdfast-tls", "holdfast-client"},
     "holdfast-replica": {"holdfast-table", "holdfast-wire", "holdfast-tls"},
 }

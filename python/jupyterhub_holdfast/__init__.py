@@ -1,14 +1,15 @@
 """JupyterHub's routes in a Holdfast cluster.
 
-- proxy.py      HoldfastProxy: what JupyterHub asks of a proxy, asked of a cluster
-- process.py    the `holdfast up` that the hub starts, finds again, and stops
-- check.py      what the hub wants to be routed, and how the table differs from it
-- client.py     RouteClient: writes, gets and lists that outlast an election
-- changes.py    changes of routes, and how many of them are one batch
-- endpoints.py  the replicas, and who seems to lead
-- backoff.py    how long to wait before the next try
-- errors.py     how a call can fail, and what the caller does next
-- _proto/       generated from `proto/`
+- proxy.py        HoldfastProxy: what JupyterHub asks of a proxy, asked of a cluster
+- process.py      the `holdfast up` that the hub starts, finds again, and stops
+- check.py        what the hub wants to be routed, and how the table differs from it
+- client.py       RouteClient: writes, gets and lists that outlast an election
+- changes.py      changes of routes, and how many of them are one batch
+- credentials.py  how replicas are known, and what is shown to them
+- endpoints.py    the replicas, and who seems to lead
+- backoff.py      how long to wait before the next try
+- errors.py       how a call can fail, and what the caller does next
+- _proto/         generated from `proto/`
 """
 
 import os
@@ -18,9 +19,10 @@ import os
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 from .client import RouteClient
-from .errors import HoldfastError, Rejected, Unavailable
+from .credentials import Credentials
+from .errors import HoldfastError, LockedOut, Rejected, Unavailable
 from .proxy import HoldfastProxy
 
 __version__ = "0.1.0"
 
-__all__ = ["HoldfastError", "HoldfastProxy", "Rejected", "RouteClient", "Unavailable"]
+__all__ = ["Credentials", "HoldfastError", "HoldfastProxy", "LockedOut", "Rejected", "RouteClient", "Unavailable"]

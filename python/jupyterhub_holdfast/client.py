@@ -17,8 +17,9 @@ import grpc
 from ._proto import cluster_pb2, cluster_pb2_grpc, routes_pb2, routes_pb2_grpc
 from .backoff import backoff
 from .changes import Change, Delete, Put, batches
+from .credentials import Credentials
 from .endpoints import Endpoints
-from .errors import BrokenAnswer, Failure, Rejected, Unavailable, trailers_of
+from .errors import BrokenAnswer, Failure, LockedOut, Rejected, Unavailable, trailers_of
 
 # One attempt at one endpoint. Short, so that an endpoint that swallows calls leaves time for the others; long enough
 # for a replica to sit out an election on the caller's behalf.
@@ -83,8 +84,8 @@ class RouteClient:
     through, not while it queues behind `concurrency` others. A retry of a write carries the first attempt's session and
     sequence, so the cluster applies it once.
 
-    Calls raise `Rejected` when the cluster refused them, and `Unavailable` when no replica answered in time. A
-    cancelled write may have been applied, or may yet be.
+    Calls raise `Rejected` when the cluster refused them, and `Unavailable` when no replica answered in time; `LockedOut` when
+    no replica has ever taken the credentials, and none does. A cancelled write may have been applied, or may yet be.
 
     `hub` is 16 random bytes that name this hub's process. With it, `open` or the first write takes the namespace over:
     whatever an earlier hub still has under way is refused from then on, and a later hub's take-over ends this one's
@@ -100,15 +101,17 @@ class RouteClient:
         namespace: str = "default",
         timeout: float = 30.0,
         concurrency: int = 32,
-        auth_token: str = "",
+        credentials: Credentials | None = None,
         hub: bytes | None = None,
         log: logging.Logger | logging.LoggerAdapter | None = None,
     ):
         self.endpoints = Endpoints(endpoints)
         self.namespace = namespace
         self.timeout = timeout
-        self.auth_token = auth_token
+        self.credentials = credentials or Credentials()
         self.log = log or logging.getLogger(__name__)
+        # Whether some replica has ever taken a call of ours, with these credentials.
+        self._admitted = False
         self._hub = hub
         self._hub_epoch: int | None = None
         self._concurrency = concurrency
@@ -117,6 +120,7 @@ class RouteClient:
     def move(self, endpoints: Iterable[str]) -> None:
         """Goes on at other endpoints, with calls that are under way as well. They may be another cluster's."""
         self.endpoints = Endpoints(endpoints)
+        self._admitted = False
         # Another cluster counts its hubs for itself: there, our number is nobody's or somebody else's.
         self._hub_epoch = None
 
@@ -230,7 +234,7 @@ class RouteClient:
 
         async def attempt(channel: grpc.aio.Channel, seconds: float, left: float) -> list[T]:
             # The list may take all the time there is, but each page has to come within one attempt's.
-            call = routes_pb2_grpc.RoutesStub(channel).List(request, timeout=left, metadata=self._metadata())
+            call = routes_pb2_grpc.RoutesStub(channel).List(request, timeout=left, metadata=self.credentials.metadata())
             try:
                 pages = await _read_pages(call, seconds, take)
                 self._heard(await call.trailing_metadata())
@@ -289,6 +293,9 @@ class RouteClient:
         while (left := deadline - time.monotonic()) > 0:
             address = self.endpoints.next(tried)
             if address is None:
+                # Later the files may be on their way, and a call that fails may cost a user's server.
+                if failures and not self._admitted and all(f.locked_out or f.hint for f in failures.values()):
+                    raise LockedOut(what, failures)
                 if not warned and timeout - left >= WARN_AFTER_SECONDS:
                     warned = True
                     self.log.warning("%s: %s; retrying for %.0f s", what, _summary(failures), left)
@@ -296,11 +303,12 @@ class RouteClient:
                 tried.clear()
                 continue
             try:
-                answer = await attempt(self._here().channel(address), min(ATTEMPT_SECONDS, left), left)
+                answer = await attempt(self._channel(address), min(ATTEMPT_SECONDS, left), left)
             except Failure.EXCEPTIONS as error:
                 failure = Failure.of(error)
             else:
                 self.endpoints.answered(address)
+                self._admitted = True
                 return answer
 
             self.log.debug("%s: %s: %s", what, address, failure)
@@ -310,7 +318,7 @@ class RouteClient:
             if repair(failure) and repairs < 2:
                 repairs += 1
                 continue
-            if not failure.transient and not failure.session_lost and not failure.hub_unknown:
+            if not (failure.transient or failure.locked_out or failure.session_lost or failure.hub_unknown):
                 self.endpoints.answered(address)
                 raise Rejected(what, failure)
             tried.add(address)
@@ -322,7 +330,7 @@ class RouteClient:
         raise Unavailable(what, timeout, failures)
 
     async def _unary(self, method: Callable[..., Any], request: Any, seconds: float) -> Any:
-        call = method(request, timeout=seconds, metadata=self._metadata())
+        call = method(request, timeout=seconds, metadata=self.credentials.metadata())
         answer = await call
         self._heard(await call.trailing_metadata())
         return answer
@@ -332,8 +340,8 @@ class RouteClient:
         if leader:
             self.endpoints.heard_of_leader(leader)
 
-    def _metadata(self) -> tuple[tuple[str, str], ...]:
-        return (("authorization", f"Bearer {self.auth_token}"),) if self.auth_token else ()
+    def _channel(self, address: str) -> grpc.aio.Channel:
+        return self._here().channel(address, self.credentials, self.credentials.uses_tls or self.endpoints.want_tls)
 
     def _here(self) -> _LoopState:
         loop = asyncio.get_running_loop()
@@ -350,19 +358,49 @@ class _LoopState:
         self.reads = asyncio.Semaphore(concurrency)
         self._writes = asyncio.Semaphore(concurrency)
         self._sessions: list[_Session] = []
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._channels: dict[tuple[str, bool], grpc.aio.Channel] = {}
+        # The files of the credentials that the channels were made with.
+        self._seen: Any = None
+        self._of_channels: grpc.ChannelCredentials | None = None
         self._closing: set[asyncio.Future[None]] = set()
 
-    def channel(self, address: str) -> grpc.aio.Channel:
-        channel = self._channels.get(address)
+    def channel(self, address: str, credentials: Credentials, tls: bool) -> grpc.aio.Channel:
+        if tls and (seen := credentials.seen()) != self._seen:
+            self._renew(credentials, seen)
+        channel = self._channels.get((address, tls))
         if channel is None:
             if len(self._channels) >= CHANNELS_MAX:
-                oldest = self._channels.pop(next(iter(self._channels)))
-                closing = asyncio.ensure_future(oldest.close(grace=2 * ATTEMPT_SECONDS))
-                self._closing.add(closing)
-                closing.add_done_callback(self._closing.discard)
-            channel = self._channels[address] = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+                self._retire(next(iter(self._channels)))
+            channel = self._channels[address, tls] = self._connect(address, credentials, tls)
         return channel
+
+    def _renew(self, credentials: Credentials, seen: Any) -> None:
+        """Takes the files as they are now. What is under way goes on with what it began with."""
+        try:
+            self._of_channels = credentials.of_channel()
+        except OSError as e:
+            if self._seen is None:
+                raise
+            credentials.log.warning("Certificates stay as they were: %s", e)
+            return
+        if self._seen is not None:
+            credentials.log.info("Certificates have changed: new connections to the replicas have the new ones")
+        self._seen = seen
+        for key in [key for key in self._channels if key[1]]:
+            self._retire(key)
+
+    def _connect(self, address: str, credentials: Credentials, tls: bool) -> grpc.aio.Channel:
+        if not tls:
+            return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        options = list(CHANNEL_OPTIONS)
+        if credentials.server_name:
+            options.append(("grpc.ssl_target_name_override", credentials.server_name))
+        return grpc.aio.secure_channel(address, self._of_channels, options=options)
+
+    def _retire(self, key: tuple[str, bool]) -> None:
+        closing = asyncio.ensure_future(self._channels.pop(key).close(grace=2 * ATTEMPT_SECONDS))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[_Session]:

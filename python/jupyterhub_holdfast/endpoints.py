@@ -10,21 +10,19 @@ from urllib.parse import urlsplit
 # the hub may sit on another network.
 DISBELIEF_SECONDS = 60.0
 
+EXPECTED = "expected host:port, https://host:port or http://host:port"
+
 
 def parse_endpoint(text: str) -> str:
-    """`host:port` from `host:port` or `http://host:port`.
+    """`host:port` from `host:port` or `http://host:port`; `https://host:port` as it is, for it asks for TLS.
 
     Raises ValueError, naming the text, for anything else.
     """
     address = text.strip()
     scheme, separator, rest = address.partition("://")
     if separator:
-        if scheme == "https":
-            raise ValueError(
-                f"endpoint {text!r}: TLS between hub and replicas is not available yet, use http or host:port"
-            )
-        if scheme != "http":
-            raise ValueError(f"endpoint {text!r}: expected host:port or http://host:port")
+        if scheme not in ("http", "https"):
+            raise ValueError(f"endpoint {text!r}: {EXPECTED}")
         address = rest.rstrip("/")
     try:
         url = urlsplit(f"//{address}")
@@ -32,8 +30,8 @@ def parse_endpoint(text: str) -> str:
     except ValueError as e:
         raise ValueError(f"endpoint {text!r}: {e}") from None
     if not host or not port or url.netloc != address or url.username is not None:
-        raise ValueError(f"endpoint {text!r}: expected host:port or http://host:port")
-    return address
+        raise ValueError(f"endpoint {text!r}: {EXPECTED}")
+    return f"https://{address}" if scheme == "https" else address
 
 
 def parse_endpoints(text: str) -> list[str]:
@@ -47,8 +45,11 @@ def parse_endpoints(text: str) -> list[str]:
 class Endpoints:
     """Which replica to ask next. Every replica takes every call; asking the leader saves one forwarding."""
 
-    def __init__(self, addresses: Iterable[str]):
-        self._addresses = list(addresses)
+    def __init__(self, endpoints: Iterable[str]):
+        endpoints = list(endpoints)
+        # One that asks for TLS asks for all: they are replicas of one cluster.
+        self.want_tls = any(endpoint.startswith("https://") for endpoint in endpoints)
+        self._addresses = [endpoint.removeprefix("https://") for endpoint in endpoints]
         self._favourite: str | None = None
         self._disbelieved: dict[str, float] = {}
 
@@ -78,7 +79,7 @@ class Endpoints:
         if since is not None and time.monotonic() - since < DISBELIEF_SECONDS:
             return
         try:
-            self._favourite = parse_endpoint(address)
+            self._favourite = parse_endpoint(address).removeprefix("https://")
         except ValueError:
             # A hint is a help, not a part of the answer.
             return

@@ -51,6 +51,28 @@ class Unavailable(HoldfastError, TimeoutError):
         super().__init__(f"{what}: no answer from the cluster within {seconds:g} s ({answers})")
 
 
+class LockedOut(HoldfastError):
+    """No replica takes our credentials, and none ever has. Nothing changed; the text names what to set."""
+
+    def __init__(self, what: str, failures: Mapping[str, Failure]):
+        answers = "; ".join(f"{address}: {failure}" for address, failure in failures.items())
+        super().__init__(f"{what}: the replicas do not let this hub in ({answers})")
+
+
+# What gRPC says of a connection that was made and not believed, and what to do about it.
+_UNTRUSTED = {
+    "CERTIFICATE_VERIFY_FAILED": "its certificate has expired, or is of another authority than that of endpoints_ssl_ca",
+    "is not in peer certificate": "its certificate is for another name: endpoints_server_name says for which",
+    "WRONG_VERSION_NUMBER": "it does not use TLS there, and endpoints_ssl_ca or https:// asks for it",
+    "this port wants TLS": "set endpoints_ssl_ca to the authority of its certificate",
+    "CERTIFICATE_REQUIRED": "it wants a certificate: set endpoints_ssl_cert and endpoints_ssl_key",
+    "ALERT_UNKNOWN_CA": "it does not believe the certificate of endpoints_ssl_cert",
+    "ALERT_DECRYPT_ERROR": "it does not believe the certificate of endpoints_ssl_cert",
+    "ALERT_BAD_CERTIFICATE": "it does not believe the certificate of endpoints_ssl_cert",
+    "ALERT_CERTIFICATE_EXPIRED": "the certificate of endpoints_ssl_cert has expired",
+}
+
+
 class BrokenAnswer(Exception):
     """An answer that contradicts itself, such as a list that ended before its end."""
 
@@ -97,11 +119,22 @@ class Failure:
         return self.reason == "hub-unknown"
 
     @property
+    def locked_out(self) -> bool:
+        """The replica does not know the token, or wants one. It has not looked at the call."""
+        return self.reason == "token"
+
+    @property
+    def hint(self) -> str | None:
+        """What to do about a replica that cannot be spoken with by TLS, or only by TLS."""
+        return next((hint for said, hint in _UNTRUSTED.items() if said in self.message), None)
+
+    @property
     def overloaded(self) -> bool:
         return self.code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
     def __str__(self) -> str:
-        return f"{self.message or 'no message'} [{self.reason or self.code.name.lower()}]"
+        hint = f"{self.hint} (HoldfastProxy): " if self.hint else ""
+        return f"{hint}{self.message or 'no message'} [{self.reason or self.code.name.lower()}]"
 
 
 def trailers_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> dict[str, str]:

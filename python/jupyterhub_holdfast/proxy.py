@@ -27,6 +27,7 @@ from ._proto import routes_pb2
 from .changes import Delete, Put
 from .check import TableRoutes, Wanted, as_text
 from .client import RouteClient
+from .credentials import Credentials
 from .endpoints import parse_endpoint, parse_endpoints
 from .errors import HoldfastError, Rejected, Unavailable
 from .process import UpProcess
@@ -61,7 +62,7 @@ class HoldfastProxy(Proxy):
         default_value=[DEFAULT_ENDPOINT],
         config=True,
         help="""
-        The replicas' API addresses, as `host:port`.
+        The replicas' API addresses, as `host:port`, or as `https://host:port` where they have certificates.
 
         Name all of them: a call goes on at the next one when one does not answer. Only with `should_start = False`;
         otherwise the hub starts the replicas and knows where they are.
@@ -103,10 +104,53 @@ class HoldfastProxy(Proxy):
     auth_token = Unicode(
         config=True,
         help="""
-        Sent to the replicas with every call, as a bearer token. Default: the environment's CONFIGPROXY_AUTH_TOKEN.
+        Sent to the replicas with every call, as a bearer token: one of those in their `--api-token-file`. Default: the
+        environment's CONFIGPROXY_AUTH_TOKEN.
 
-        `PATCH /hub/api/proxy` sets it. Replicas of this version do not ask for it: keep their API on a network of its
-        own.
+        `PATCH /hub/api/proxy` sets it. `auth_token_file` wins over it.
+        """,
+    )
+
+    auth_token_file = Unicode(
+        config=True,
+        help="""
+        A file whose first line is the token to send to the replicas. Read again when it changes.
+
+        To change tokens: add the new one to the replicas' `--api-token-file`, then put it here, then take the old one
+        away from the replicas. Meanwhile calls that are refused are tried again, for `timeout`.
+        """,
+    )
+
+    endpoints_ssl_ca = Unicode(
+        config=True,
+        help="""
+        A file with the authorities that vouch for the replicas, in PEM. With it, connections to them are encrypted.
+
+        For replicas with `--api-ssl-cert`. Read again when it changes. With `https://` in `endpoints` and without this,
+        gRPC's own list of authorities is believed. Only with `should_start = False`.
+        """,
+    )
+
+    endpoints_ssl_cert = Unicode(
+        config=True,
+        help="""
+        A file with the certificate to show to the replicas, in PEM. For replicas with `--api-ssl-ca`.
+
+        Read again when it changes. Only with `should_start = False`.
+        """,
+    )
+
+    endpoints_ssl_key = Unicode(
+        config=True,
+        help="A file with the private key of `endpoints_ssl_cert`, in PEM, not encrypted.",
+    )
+
+    endpoints_server_name = Unicode(
+        config=True,
+        help="""
+        The name that the replicas' certificates are for, where it is none of their addresses.
+
+        Default: the host of each address.
         """,
     )
 
@@ -286,7 +330,7 @@ class HoldfastProxy(Proxy):
             namespace=self.namespace,
             timeout=self.timeout,
             concurrency=self.concurrency,
-            auth_token=self.auth_token,
+            credentials=self._credentials(),
             # Of this process: what the one before it had still under way is refused once this one writes.
             hub=secrets.token_bytes(16),
             log=self.log,
@@ -294,7 +338,7 @@ class HoldfastProxy(Proxy):
         self._writes = SharedWrites(self.client)
         # Only from here on: traits change before they all have their values, too.
         self.observe(lambda change: self.client.move(change.new), "endpoints")
-        self.observe(lambda change: setattr(self.client, "auth_token", change.new), "auth_token")
+        self.observe(lambda change: setattr(self.client.credentials, "auth_token", change.new), "auth_token")
         self._process: UpProcess | None = None
         self._watch: asyncio.Future[None] | None = None
         self._check_locks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
@@ -305,6 +349,23 @@ class HoldfastProxy(Proxy):
         cleanup = getattr(self.app, "cleanup", None)
         if cleanup is not None:
             self.app.cleanup = lambda: self._cleanup(cleanup)
+
+    def _credentials(self) -> Credentials:
+        credentials = Credentials(
+            ssl_ca=self.endpoints_ssl_ca,
+            ssl_cert=self.endpoints_ssl_cert,
+            ssl_key=self.endpoints_ssl_key,
+            server_name=self.endpoints_server_name,
+            auth_token=self.auth_token,
+            auth_token_file=self.auth_token_file,
+            log=self.log,
+        )
+        try:
+            credentials.check()
+        except ValueError as e:
+            prefix = "" if str(e).startswith("auth") else "endpoints_"
+            raise TraitError(f"HoldfastProxy.{prefix}{e}") from None
+        return credentials
 
     @observe("api_url")
     def _api_url_changed(self, change: Any) -> None:
@@ -457,6 +518,12 @@ class HoldfastProxy(Proxy):
             raise RuntimeError(
                 f"HoldfastProxy.endpoints names a cluster, {self.endpoints}, and should_start asks for a new one. Set "
                 "c.HoldfastProxy.should_start = False to use the cluster, or remove endpoints to start one"
+            )
+        if self.client.credentials.uses_tls:
+            raise RuntimeError(
+                "HoldfastProxy.endpoints_ssl_ca, endpoints_ssl_cert, endpoints_ssl_key and endpoints_server_name are for a "
+                "cluster with certificates, and should_start starts one on 127.0.0.1 without. Set "
+                "c.HoldfastProxy.should_start = False to use the cluster, or remove them"
             )
 
     async def _doors(self) -> tuple[list[str], list[str]]:

@@ -21,7 +21,7 @@ from scripted_replica import (
     ScriptedReplica,
 )
 
-from jupyterhub_holdfast import Rejected, RouteClient, Unavailable, changes, client
+from jupyterhub_holdfast import Credentials, Rejected, RouteClient, Unavailable, changes, client
 from jupyterhub_holdfast._proto import routes_pb2
 from jupyterhub_holdfast.changes import Delete, Put
 
@@ -528,7 +528,7 @@ async def test_a_list_that_never_comes_whole_is_an_error_and_never_empty(start):
 
 
 async def test_the_token_goes_with_every_call(start):
-    routes, replica = await start([], auth_token="secret")
+    routes, replica = await start([], credentials=Credentials(auth_token="secret"))
     await put(routes)
     await routes.get("/")
     await routes.list()

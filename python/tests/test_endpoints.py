@@ -13,6 +13,7 @@ from jupyterhub_holdfast.endpoints import Endpoints, parse_endpoint, parse_endpo
         (" 127.0.0.1:7011 ", "127.0.0.1:7011"),
         ("http://replica-0.ns.svc:7011", "replica-0.ns.svc:7011"),
         ("http://replica-0:7011/", "replica-0:7011"),
+        ("https://replica-0:7011/", "https://replica-0:7011"),
         ("[::1]:7011", "[::1]:7011"),
     ],
 )
@@ -31,7 +32,6 @@ def test_an_endpoint_is_host_and_port(text, address):
         "replica-0:70110",
         "http://replica-0",
         "unix:/run/x",
-        "https://replica-0:7011",
         "grpc://replica-0:7011",
         "replica-0:7011/path",
         "user@replica-0:7011",

@@ -153,7 +153,7 @@ class TestWithACluster:
         moved = {"api_url": f"http://{up.endpoints[2]},{up.endpoints[1]}", "auth_token": "another"}
         hub.api("PATCH", "/proxy", moved)
         assert set(hub.routes()) == {"/", "/user/alice/", "/user/alice/second/", "/user/bob/"}
-        assert hub.get("/proxy", method="PATCH", body={"api_url": "https://elsewhere:1"}).status >= 400
+        assert hub.get("/proxy", method="PATCH", body={"api_url": "grpc://elsewhere:1"}).status >= 400
         assert set(hub.routes()) == {"/", "/user/alice/", "/user/alice/second/", "/user/bob/"}
 
     def test_the_hub_counts_how_long_polls_take(self, hub):

@@ -631,7 +631,7 @@ async def test_a_hub_moves_to_another_cluster_and_back(make_proxy, cluster, tmp_
         proxy = make_proxy(namespace)
         await proxy.add_route("/here/", TARGET, {})
         proxy.api_url, proxy.auth_token = f"http://{elsewhere.endpoints[0]}", "another"
-        assert proxy.client.auth_token == "another"
+        assert proxy.client.credentials.auth_token == "another"
         await proxy.add_route("/there/", TARGET, {})
         assert set(await proxy.get_all_routes()) == {"/before/", "/there/"}
         with pytest.raises(Rejected, match="newer hub"):
@@ -653,7 +653,7 @@ def test_the_hub_finds_the_class_by_its_short_name():
     [
         {"endpoints": []},
         {"endpoints": ["no-port"]},
-        {"api_url": "https://replica:1"},
+        {"api_url": "grpc://replica:1"},
         {"namespace": "*"},
         {"namespace": ""},
         {"replicas": 2},

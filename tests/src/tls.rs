@@ -57,8 +57,22 @@ impl Authority {
     /// # Errors
     /// They cannot be written.
     pub fn vouch_for(&self, file: &str) -> Result<Identity> {
+        self.vouch(file, CertificateParams::new(vec!["localhost".to_owned()])?)
+    }
+
+    /// Likewise, a certificate that was good once.
+    ///
+    /// # Errors
+    /// They cannot be written.
+    pub fn vouched_for(&self, file: &str) -> Result<Identity> {
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()])?;
+        params.not_after = rcgen::date_time_ymd(2017, 2, 23);
+        self.vouch(file, params)
+    }
+
+    fn vouch(&self, file: &str, params: CertificateParams) -> Result<Identity> {
         let key = KeyPair::generate()?;
-        let certificate = CertificateParams::new(vec!["localhost".to_owned()])?.signed_by(&key, &self.issuer)?;
+        let certificate = params.signed_by(&key, &self.issuer)?;
         let identity = Identity {
             certificate: self.folder.join(format!("{file}.pem")),
             key: self.folder.join(format!("{file}.key")),

@@ -11,6 +11,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, ConnectError, Status};
 
 use crate::backoff::{Backoff, CALL_CAP};
+use crate::credentials::tls_cause;
 use crate::endpoints::{Endpoints, Replica};
 
 /// One attempt at one replica. Short, so that a replica that swallows calls leaves time for the others; long enough
@@ -26,6 +27,8 @@ pub(crate) struct Attempts<'a> {
     deadline: Instant,
     backoff: Backoff,
     tried: Vec<Arc<str>>,
+    // Who has refused our token.
+    locked_out: Vec<Arc<str>>,
     // The last failure of each replica, for the error that ends it all.
     failures: Vec<(Arc<str>, String)>,
     pause: bool,
@@ -54,6 +57,7 @@ impl<'a> Attempts<'a> {
             deadline: Instant::now() + timeout,
             backoff: Backoff::new(CALL_CAP),
             tried: Vec::new(),
+            locked_out: Vec::new(),
             failures: Vec::new(),
             pause: false,
             perhaps_done: false,
@@ -93,6 +97,7 @@ impl<'a> Attempts<'a> {
         let reason = Reason::from_status(status);
         tracing::debug!(%replica, code = ?status.code(), reason = reason.map_or("", Reason::as_str), "{}", status.message());
         let retry = match reason {
+            Some(Reason::Token) => !self.is_locked_out(replica),
             Some(reason) => reason.is_retryable(),
             None => is_transient(status.code()),
         };
@@ -104,9 +109,11 @@ impl<'a> Attempts<'a> {
         let address = replica.shared_address();
         let failure = match reason {
             Some(reason) => format!("{}: {}", reason.as_str(), status.message()),
-            None => format!("{:?}: {}", status.code(), status.message()),
+            None => in_words(status),
         };
         match self.failures.iter_mut().find(|(known, _)| *known == address) {
+            // The last attempt is cut short by the end of the time; what was heard before says more.
+            Some(_) if reason.is_none() && status.code() == Code::DeadlineExceeded => {}
             Some((_, last)) => *last = failure,
             None => self.failures.push((address.clone(), failure)),
         }
@@ -117,6 +124,13 @@ impl<'a> Attempts<'a> {
             None => !was_never_sent(status),
         };
         Verdict::Retry
+    }
+
+    /// Takes in that `replica` has refused our token; true once all have. One of them may read its list later than others.
+    fn is_locked_out(&mut self, replica: &Replica) -> bool {
+        self.locked_out.push(replica.shared_address());
+        let locked_out = |replica: &Replica| self.locked_out.contains(&replica.shared_address());
+        self.endpoints.replicas().iter().all(locked_out)
     }
 
     /// A good answer came from `replica`.
@@ -152,6 +166,15 @@ pub(crate) async fn within<T>(timeout: Duration, call: impl Future<Output = Resu
             "no answer within {} ms",
             timeout.as_millis()
         ))),
+    }
+}
+
+/// Why a call without a reason failed, with what is known of TLS.
+pub(crate) fn in_words(status: &Status) -> String {
+    let text = format!("{:?}: {}", status.code(), status.message());
+    match tls_cause(status) {
+        Some(cause) => format!("{cause} ({text})"),
+        None => text,
     }
 }
 

@@ -9,7 +9,10 @@ use std::time::Duration;
 use holdfast_wire::errors::leader_hint;
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::credentials::{Bearer, Credentials, CredentialsError, Tls};
 
 /// The largest message that is taken from a replica: a merged delta can hold several batches of 16 MiB.
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -31,11 +34,22 @@ pub struct Endpoints {
 /// Makes a connection, once it is used, to where an endpoint leads.
 type Connect = Arc<dyn Fn(Endpoint) -> Channel + Send + Sync>;
 
+/// A connection that shows the token, if there is one, with every call.
+pub(crate) type Connection = InterceptedService<Channel, Bearer>;
+
+/// How replicas are connected to, all of them alike.
+#[derive(Clone, Default)]
+struct Way {
+    // Instead of TCP.
+    connect: Option<Connect>,
+    tls: Option<Tls>,
+    bearer: Bearer,
+}
+
 struct Shared {
     // As configured, in that order.
     replicas: Vec<Replica>,
-    // Instead of TCP.
-    connect: Option<Connect>,
+    way: Way,
     state: Mutex<State>,
 }
 
@@ -67,13 +81,16 @@ pub enum EndpointError {
 #[derive(Clone)]
 pub(crate) struct Replica {
     address: Arc<str>,
+    // What was said of TLS: `https://`, `http://`, or nothing.
+    encrypted: Option<bool>,
     endpoint: Endpoint,
-    connect: Option<Connect>,
+    way: Way,
     channel: Arc<OnceLock<Channel>>,
 }
 
 impl Endpoints {
-    /// Takes each as `host:port`, `http://host:port` or `unix:/path/of/a/socket`; connects to none of them yet.
+    /// Takes each as `host:port`, `http://host:port`, `https://host:port` or `unix:/path/of/a/socket`; connects to none of them
+    /// yet. With `https://` all are known by the system's authorities, until [`with`](Self::with) says otherwise.
     ///
     /// # Errors
     /// [`EndpointError`]: which one, and why.
@@ -88,7 +105,26 @@ impl Endpoints {
         if replicas.is_empty() {
             return Err(EndpointError::None);
         }
-        Ok(Endpoints::new(replicas, None))
+        let mut way = Way::default();
+        if replicas.iter().any(|replica| replica.encrypted == Some(true)) {
+            refuse_plain(&replicas)?;
+            way.tls = Some(Tls::of_the_system());
+        }
+        Ok(Endpoints::new(replicas, way))
+    }
+
+    /// The same replicas, known and called with these credentials. Reads files: not for a thread that others wait for.
+    ///
+    /// # Errors
+    /// [`CredentialsError`]: a file to be mended, or an endpoint that says the contrary.
+    pub fn with(&self, credentials: Credentials) -> Result<Self, CredentialsError> {
+        let mut way = self.shared.way.clone();
+        way.bearer = Bearer::open(credentials.token_file)?;
+        if let Some(tls) = credentials.tls {
+            refuse_plain(self.replicas())?;
+            way.tls = Some(Tls::load(tls)?);
+        }
+        Ok(Endpoints::new(self.replicas().to_vec(), way))
     }
 
     /// The same replicas over another network than TCP: every connection is made by `connect`, which must not wait for
@@ -96,15 +132,15 @@ impl Endpoints {
     #[must_use]
     pub fn connected_by(&self, connect: impl Fn(Endpoint) -> Channel + Send + Sync + 'static) -> Self {
         let connect: Connect = Arc::new(connect);
-        let replicas = self.replicas().iter().map(|replica| Replica {
-            connect: Some(connect.clone()),
-            channel: Arc::default(),
-            ..replica.clone()
-        });
-        Endpoints::new(replicas.collect(), Some(connect.clone()))
+        let way = Way {
+            connect: Some(connect),
+            ..self.shared.way.clone()
+        };
+        Endpoints::new(self.replicas().to_vec(), way)
     }
 
-    fn new(replicas: Vec<Replica>, connect: Option<Connect>) -> Self {
+    fn new(replicas: Vec<Replica>, way: Way) -> Self {
+        let replicas: Vec<Replica> = replicas.into_iter().map(|replica| replica.by(&way)).collect();
         let state = State {
             order: replicas.clone(),
             leader: None,
@@ -113,15 +149,30 @@ impl Endpoints {
         Endpoints {
             shared: Arc::new(Shared {
                 replicas,
-                connect,
+                way,
                 state: Mutex::new(state),
             }),
         }
     }
 
+    /// True if they are connected to with TLS.
+    pub fn are_encrypted(&self) -> bool {
+        self.shared.way.tls.is_some()
+    }
+
     /// Each `host:port` or `unix:/path`, as configured.
     pub fn addresses(&self) -> impl Iterator<Item = &str> {
         self.shared.replicas.iter().map(Replica::address)
+    }
+
+    /// The replica at an address that is perhaps not among them, reached as they are.
+    ///
+    /// # Errors
+    /// It is no address.
+    pub(crate) fn replica(&self, address: &str) -> Result<Replica, EndpointError> {
+        let parsed = Replica::parse(address)?;
+        let known = self.replicas().iter().find(|known| known.address == parsed.address);
+        Ok(known.cloned().unwrap_or_else(|| parsed.by(&self.shared.way)))
     }
 
     pub(crate) fn replicas(&self) -> &[Replica] {
@@ -174,7 +225,7 @@ impl Endpoints {
         if leader.is_unspecified() {
             return;
         }
-        leader.connect.clone_from(&self.shared.connect);
+        leader = leader.by(&self.shared.way);
         let mut state = self.state();
         if let Some((address, since)) = &state.disbelieved
             && *address == leader.address
@@ -200,29 +251,40 @@ impl fmt::Debug for Endpoints {
     }
 }
 
+/// Some are said to use TLS, or credentials that are for nothing else were given.
+fn refuse_plain(replicas: &[Replica]) -> Result<(), EndpointError> {
+    match replicas.iter().find(|replica| replica.encrypted == Some(false)) {
+        None => Ok(()),
+        Some(plain) => Err(EndpointError::Malformed {
+            value: plain.address.to_string(),
+            problem: "is said to be without TLS, and the replicas to be with it: leave http:// and unix: out",
+        }),
+    }
+}
+
 impl Replica {
-    pub(crate) fn parse(text: &str) -> Result<Self, EndpointError> {
+    fn parse(text: &str) -> Result<Self, EndpointError> {
         let refuse = |problem| EndpointError::Malformed {
             value: text.to_owned(),
             problem,
         };
         let address = text.trim();
-        if address.starts_with("https://") {
-            return Err(refuse("TLS to replicas is not available yet, use host:port"));
-        }
-        let address = match address.strip_prefix("http://") {
-            Some(rest) => rest.strip_suffix('/').unwrap_or(rest),
-            None => address,
-        };
-        let expected = "expected host:port, http://host:port or unix:/path";
+        let schemes = [("https://", true), ("http://", false)];
+        let named = schemes.into_iter().find_map(|(scheme, encrypted)| {
+            let rest = address.strip_prefix(scheme)?;
+            Some((rest.strip_suffix('/').unwrap_or(rest), Some(encrypted)))
+        });
+        let (address, encrypted) = named.unwrap_or((address, None));
+        let expected = "expected host:port, https://host:port, http://host:port or unix:/path";
         if let Some(path) = address.strip_prefix("unix:") {
             let endpoint = Endpoint::from_shared(address.to_owned())
                 .ok()
                 .filter(|_| path.starts_with('/'));
             return Ok(Replica {
                 address: address.into(),
+                encrypted: Some(false),
                 endpoint: endpoint.ok_or_else(|| refuse(expected))?,
-                connect: None,
+                way: Way::default(),
                 channel: Arc::default(),
             });
         }
@@ -237,10 +299,19 @@ impl Replica {
         }
         Ok(Replica {
             address: address.into(),
+            encrypted,
             endpoint: Endpoint::from(uri),
-            connect: None,
+            way: Way::default(),
             channel: Arc::default(),
         })
+    }
+
+    fn by(self, way: &Way) -> Self {
+        Replica {
+            way: way.clone(),
+            channel: Arc::default(),
+            ..self
+        }
     }
 
     pub(crate) fn address(&self) -> &str {
@@ -260,7 +331,7 @@ impl Replica {
     /// The connection, which is made by the first call on it and made again by a call after it was lost.
     ///
     /// Must be called within a Tokio runtime.
-    pub(crate) fn channel(&self) -> Channel {
+    pub(crate) fn channel(&self) -> Connection {
         let connect = || {
             let endpoint = self
                 .endpoint
@@ -274,12 +345,16 @@ impl Replica {
                 // Large enough that a snapshot is not paced by window updates, and does not starve calls beside it.
                 .initial_stream_window_size(2 * 1024 * 1024)
                 .initial_connection_window_size(8 * 1024 * 1024);
-            match &self.connect {
-                Some(connect) => connect(endpoint),
-                None => endpoint.connect_lazy(),
+            match &self.way {
+                Way {
+                    connect: Some(connect), ..
+                } => connect(endpoint),
+                Way { tls: Some(tls), .. } => endpoint.connect_with_connector_lazy(tls.clone()),
+                _ => endpoint.connect_lazy(),
             }
         };
-        self.channel.get_or_init(connect).clone()
+        let channel = self.channel.get_or_init(connect).clone();
+        InterceptedService::new(channel, self.way.bearer.clone())
     }
 }
 
@@ -292,6 +367,7 @@ impl fmt::Display for Replica {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::credentials::ReplicaTls;
     use holdfast_wire::errors::hint_leader;
 
     fn hint(address: &str) -> MetadataMap {
@@ -322,6 +398,40 @@ mod tests {
     }
 
     #[test]
+    fn tls_is_for_all_or_for_none() {
+        let encrypted = |given: &[&str]| Endpoints::parse(given).map(|endpoints| endpoints.are_encrypted());
+        assert_eq!(encrypted(&["a:1", "http://b:1", "unix:/s"]), Ok(false));
+        assert_eq!(encrypted(&["https://a:1/", "b:1"]), Ok(true));
+        for plain in ["http://b:1", "unix:/s"] {
+            let refused = encrypted(&["https://a:1", plain]).unwrap_err();
+            let EndpointError::Malformed { value, .. } = refused else {
+                panic!("{refused:?}")
+            };
+            assert!(plain.ends_with(&value), "{value}");
+        }
+        let given = Endpoints::parse(&["a:1", "http://b:1"]).unwrap();
+        let credentials = || Credentials {
+            tls: Some(ReplicaTls::default()),
+            token_file: None,
+        };
+        assert!(matches!(given.with(credentials()), Err(CredentialsError::Endpoint(_))));
+        assert!(
+            Endpoints::parse(&["a:1"])
+                .unwrap()
+                .with(credentials())
+                .unwrap()
+                .are_encrypted()
+        );
+        let mut wrong = credentials();
+        wrong.tls = Some(ReplicaTls {
+            server_name: Some("a b".into()),
+            ..ReplicaTls::default()
+        });
+        let refused = Endpoints::parse(&["a:1"]).unwrap().with(wrong);
+        assert!(matches!(refused, Err(CredentialsError::ServerName(name)) if name == "a b"));
+    }
+
+    #[test]
     fn what_is_no_address_is_refused_by_name() {
         let none: [&str; 0] = [];
         assert_eq!(Endpoints::parse(&none).unwrap_err(), EndpointError::None);
@@ -331,7 +441,7 @@ mod tests {
             "host:0",
             "host:99999",
             ":7011",
-            "https://h:1",
+            "https://h",
             "h:1/x",
             "u@h:1",
             "ftp://h:1",

@@ -5,6 +5,7 @@
 mod attempts;
 pub mod backoff;
 pub mod backup;
+pub mod credentials;
 pub mod endpoints;
 mod following;
 #[cfg(any(test, fuzzing))]
@@ -19,6 +20,7 @@ mod testing;
 pub mod writer;
 
 pub use backup::BackupStream;
+pub use credentials::{Credentials, CredentialsError, ReplicaTls};
 pub use endpoints::{EndpointError, Endpoints};
 pub use live_table::LiveTable;
 pub use operator::{Operator, OperatorError};

@@ -11,11 +11,10 @@ use holdfast_wire::proto::{
     MemberPromoteRequest, MemberRemoveRequest, MemberReplaceRequest, RouteRevision, SettleHeldRequest,
     SettleHeldResponse, settle_held_request,
 };
-use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 use crate::attempts::{Attempts, Verdict, within};
-use crate::endpoints::Endpoints;
+use crate::endpoints::{Connection, Endpoints};
 
 /// Asks the cluster to do what an operator decides. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -136,7 +135,7 @@ impl Operator {
             settlement: settlement.into(),
             routes: held.iter().map(version).collect(),
         };
-        let ask = async |channel: Channel, timeout| {
+        let ask = async |channel: Connection, timeout| {
             let mut client = RoutesClient::new(channel);
             client.settle_held(timed(request.clone(), timeout)).await
         };
@@ -145,7 +144,7 @@ impl Operator {
 
     async fn call<A>(
         &self,
-        ask: impl AsyncFn(ClusterClient<Channel>, Duration) -> Result<Response<A>, Status>,
+        ask: impl AsyncFn(ClusterClient<Connection>, Duration) -> Result<Response<A>, Status>,
     ) -> Result<A, OperatorError> {
         self.asked(async |channel, timeout| ask(ClusterClient::new(channel), timeout).await)
             .await
@@ -155,7 +154,7 @@ impl Operator {
     /// the second answer would be about what the first one did.
     async fn asked<A>(
         &self,
-        ask: impl AsyncFn(Channel, Duration) -> Result<Response<A>, Status>,
+        ask: impl AsyncFn(Connection, Duration) -> Result<Response<A>, Status>,
     ) -> Result<A, OperatorError> {
         let mut attempts = Attempts::new(&self.endpoints, self.timeout);
         // A change takes as long as it takes: a learner has to catch up first.

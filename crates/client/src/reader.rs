@@ -9,11 +9,10 @@ use holdfast_wire::proto::routes_client::RoutesClient;
 use holdfast_wire::proto::{GetRequest, ListRequest, ListResponse, StatusRequest, StatusResponse};
 use tokio::task::JoinSet;
 use tokio_stream::StreamExt as _;
-use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
 
-use crate::attempts::{Attempts, Verdict, within};
-use crate::endpoints::{EndpointError, Endpoints, MESSAGE_BYTES_MAX, Replica};
+use crate::attempts::{Attempts, Verdict, in_words, within};
+use crate::endpoints::{Connection, EndpointError, Endpoints, MESSAGE_BYTES_MAX, Replica};
 
 /// How long to wait for each page of a list.
 const PAGE: Duration = Duration::from_secs(4);
@@ -125,10 +124,7 @@ impl RouteReader {
     /// # Errors
     /// [`ReadError`]: it did not answer.
     pub async fn status(&self, address: &str) -> Result<StatusResponse, ReadError> {
-        let parsed = Replica::parse(address)?;
-        let known = self.endpoints.replicas().iter();
-        let replica = known.clone().find(|known| known.address() == parsed.address());
-        status(replica.unwrap_or(&parsed).clone(), self.timeout).await
+        status(self.endpoints.replica(address)?, self.timeout).await
     }
 
     /// What each of the endpoints knows, all asked at once, in the order they were configured in.
@@ -172,7 +168,7 @@ async fn status(replica: Replica, timeout: Duration) -> Result<StatusResponse, R
         Err(status) => match Reason::from_status(&status) {
             Some(reason) if !reason.is_retryable() => Err(rejected(Some(reason), &status)),
             _ => Err(ReadError::Unavailable {
-                tried: format!("{replica}: {:?}: {}", status.code(), status.message()),
+                tried: format!("{replica}: {}", in_words(&status)),
             }),
         },
     }
@@ -232,7 +228,7 @@ pub(crate) fn rejected(reason: Option<Reason>, status: &Status) -> ReadError {
     }
 }
 
-fn routes(replica: &Replica) -> RoutesClient<Channel> {
+fn routes(replica: &Replica) -> RoutesClient<Connection> {
     RoutesClient::new(replica.channel()).max_decoding_message_size(MESSAGE_BYTES_MAX)
 }
 

@@ -16,6 +16,7 @@ use tokio_stream::{Stream, StreamExt as _};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use crate::attempts::in_words;
 use crate::backoff::{Backoff, STREAM_CAP};
 use crate::endpoints::{Endpoints, MESSAGE_BYTES_MAX, Replica};
 use crate::following::{Breach, Following, Held, Step};
@@ -355,7 +356,7 @@ impl Subscriber {
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            End::Lost(status) => write!(f, "{:?}: {}", status.code(), status.message()),
+            End::Lost(status) => f.write_str(&in_words(status)),
             End::Closed => f.write_str("the replica ended the stream"),
             End::NoHello => write!(f, "no Hello within {} s", HELLO.as_secs()),
             End::Silent => write!(f, "silent for {} s", SILENCE.as_secs()),

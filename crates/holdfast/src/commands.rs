@@ -3,6 +3,7 @@
 mod backup;
 mod chp;
 mod completion;
+mod credentials;
 mod export;
 mod held;
 mod import;
@@ -31,6 +32,7 @@ use holdfast_table::Namespace;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
+use self::credentials::CredentialsArgs;
 use crate::config::{self, Settings, parse};
 use crate::logging::{self, LogFormat, LogLevel};
 
@@ -216,6 +218,9 @@ struct ClientArgs {
     timeout: String,
 
     #[command(flatten)]
+    credentials: CredentialsArgs,
+
+    #[command(flatten)]
     common: CommonArgs,
 }
 
@@ -230,6 +235,7 @@ struct Client {
 impl ClientArgs {
     fn read(&self, settings: &mut Settings) -> Option<Client> {
         let endpoints = settings.read("endpoints", &self.endpoints, parse::endpoints);
+        let endpoints = self.credentials.read(settings, "endpoints", endpoints);
         let timeout = settings.read("timeout", &self.timeout, parse::positive_duration);
         let common = self.common.read(settings, "warn");
         Some(Client {

@@ -31,6 +31,8 @@ use crate::targets::Targets;
 
 /// What users may speak by TLS.
 const PROTOCOLS: &[&[u8]] = &[b"h2", b"http/1.1"];
+/// What is spoken with targets.
+const TARGET_PROTOCOLS: &[&[u8]] = &[b"http/1.1"];
 /// How long connections may take to notice that they are cut, and the other tasks that it is over.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most time over which WebSockets are told to end, one after the other.
@@ -396,7 +398,7 @@ async fn load_certificates(
     let loaded = tokio::task::spawn_blocking(move || {
         let users = users.map(|tls| ServerIdentity::load(tls, PROTOCOLS)).transpose();
         let users = users.map_err(wrong("tls"))?;
-        let targets = TargetIdentity::load(targets).map_err(wrong("target_tls"))?;
+        let targets = TargetIdentity::load(targets, TARGET_PROTOCOLS).map_err(wrong("target_tls"))?;
         Ok((users.map(Arc::new), Arc::new(targets)))
     });
     loaded.await.unwrap_or_else(|_| Err(wrong("tls")(TlsError::Cancelled)))

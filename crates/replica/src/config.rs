@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use holdfast_table::HoldPolicy;
+use holdfast_tls::{ServerTls, Tokens};
 
 use crate::listen::Address;
 use crate::services::chp_api::ChpApiConfig;
@@ -54,6 +55,23 @@ impl ClusterConfig {
     }
 }
 
+/// Who may come in by the client listener, and how.
+#[derive(Clone, Debug, Default)]
+pub struct ApiAccess {
+    /// The certificate that callers are shown, and whether they show one; `None`: they come without TLS.
+    pub tls: Option<ServerTls>,
+    /// Every call but a health check must show one of them. Without any, whoever comes in is believed.
+    pub tokens: Tokens,
+}
+
+impl ApiAccess {
+    /// True if whoever reaches the listener may change routes.
+    pub fn is_open(&self) -> bool {
+        let asks_for_certificates = self.tls.as_ref().is_some_and(|tls| tls.clients.is_some());
+        self.tokens.is_empty() && !asks_for_certificates
+    }
+}
+
 /// One replica.
 #[derive(Clone, Debug)]
 pub struct ReplicaConfig {
@@ -65,6 +83,8 @@ pub struct ReplicaConfig {
     pub data_dir: PathBuf,
     /// gRPC for hub, CLI and proxies.
     pub listen_client: Address,
+    /// Who may come in there.
+    pub api: ApiAccess,
     /// gRPC for the other replicas; `None`: not served, which a cluster of one can do without.
     pub listen_peer: Option<SocketAddr>,
     /// HTTP for probes and metrics; `None`: not served.
@@ -178,7 +198,6 @@ mod tests {
     use holdfast_table::Namespace;
 
     use super::*;
-    use crate::services::chp_api::Tokens;
 
     fn config(peers: &[(&str, &str)], name: &str) -> ReplicaConfig {
         let peers = peers
@@ -199,6 +218,7 @@ mod tests {
             name: name.into(),
             data_dir: "/nowhere".into(),
             listen_client: SocketAddr::from(([127, 0, 0, 1], 0)).into(),
+            api: ApiAccess::default(),
             listen_peer: Some(([127, 0, 0, 1], 0).into()),
             listen_admin: None,
             chp_api: None,

@@ -15,9 +15,9 @@ mod services;
 mod simulation;
 mod storage;
 
-pub use config::{ClusterConfig, ConfigError, PeerAddress, ReplicaConfig};
+pub use config::{ApiAccess, ClusterConfig, ConfigError, PeerAddress, ReplicaConfig};
 pub use listen::Address;
 pub use replica::{BuildError, Replica, RunError};
-pub use services::chp_api::{ChpApiConfig, Tokens, form as chp_form};
+pub use services::chp_api::{ChpApiConfig, form as chp_form};
 pub use storage::offline::BuildingError;
 pub use storage::{EXIT_DISK_FAILED, OpenError};

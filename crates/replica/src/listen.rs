@@ -5,16 +5,21 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::{Stream, stream};
 use holdfast_tls::ServerIdentity;
 use holdfast_tls::tokio_rustls::TlsAcceptor;
 use holdfast_tls::tokio_rustls::server::TlsStream;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf, copy, sink};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::either::Either;
+use tonic::transport::server::Connected;
 
 /// A TLS handshake that takes longer is given up.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -128,6 +133,8 @@ impl axum::serve::Listener for Listener {
 pub(crate) struct TlsListener {
     listener: Listener,
     identity: Arc<ServerIdentity>,
+    /// What those are told who speak HTTP/2 without TLS.
+    http2_refusal: Option<Arc<[u8]>>,
     handshakes: JoinSet<io::Result<TlsStream<Either<TcpStream, UnixStream>>>>,
 }
 
@@ -136,8 +143,18 @@ impl TlsListener {
         TlsListener {
             listener,
             identity,
+            http2_refusal: None,
             handshakes: JoinSet::new(),
         }
+    }
+
+    /// Its connections, for gRPC.
+    pub(crate) fn grpc(mut self) -> impl Stream<Item = io::Result<TlsIo>> + Send {
+        self.http2_refusal = Some(go_away("this port wants TLS: say which authority its certificate is of").into());
+        stream::unfold(self, |mut listener| async move {
+            let (stream, ()) = axum::serve::Listener::accept(&mut listener).await;
+            Some((Ok(TlsIo(stream)), listener))
+        })
     }
 }
 
@@ -149,12 +166,13 @@ impl axum::serve::Listener for TlsListener {
         loop {
             tokio::select! {
                 (stream, ()) = self.listener.accept(), if self.handshakes.len() < HANDSHAKES_MAX => {
-                    let handshake = TlsAcceptor::from(self.identity.config()).accept(stream);
+                    let acceptor = TlsAcceptor::from(self.identity.config());
+                    let handshake = handshake(stream, acceptor, self.http2_refusal.clone());
                     self.handshakes.spawn(async move { timeout(HANDSHAKE_TIMEOUT, handshake).await? });
                 }
                 Some(ended) = self.handshakes.join_next() => match ended {
                     Ok(Ok(stream)) => return (stream, ()),
-                    Ok(Err(error)) => tracing::debug!(%error, "no TLS with a caller of the REST API"),
+                    Ok(Err(error)) => tracing::debug!(%error, "no TLS with a caller"),
                     Err(panic) => tracing::error!(%panic, "a TLS handshake failed"),
                 },
             }
@@ -163,6 +181,76 @@ impl axum::serve::Listener for TlsListener {
 
     fn local_addr(&self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+async fn handshake(
+    stream: Either<TcpStream, UnixStream>,
+    acceptor: TlsAcceptor,
+    http2_refusal: Option<Arc<[u8]>>,
+) -> io::Result<TlsStream<Either<TcpStream, UnixStream>>> {
+    // The first byte of HTTP/2's preface, which no TLS record begins with.
+    let mut first = [0];
+    match (stream, http2_refusal) {
+        (Either::Left(mut stream), Some(refusal)) if stream.peek(&mut first).await? == 1 && first == *b"P" => {
+            stream.write_all(&refusal).await?;
+            stream.shutdown().await?;
+            // Closed with something unread, it would be reset, and the refusal lost.
+            copy(&mut stream, &mut sink()).await?;
+            Err(io::Error::other("it came without TLS"))
+        }
+        (stream, _) => acceptor.accept(stream).await,
+    }
+}
+
+/// What an HTTP/2 server says that goes away at once (RFC 9113, 6.5 and 6.8), because of `INADEQUATE_SECURITY`.
+fn go_away(reason: &str) -> Vec<u8> {
+    let mut frames = vec![0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let length = u8::try_from(8 + reason.len()).expect("a short reason");
+    frames.extend([0, 0, length, 7, 0, 0, 0, 0, 0]);
+    frames.extend([0, 0, 0, 0, 0, 0, 0, 0xc]);
+    frames.extend(reason.as_bytes());
+    frames
+}
+
+/// A connection with TLS, as gRPC takes one.
+pub(crate) struct TlsIo(TlsStream<Either<TcpStream, UnixStream>>);
+
+impl Connected for TlsIo {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for TlsIo {
+    fn poll_read(mut self: Pin<&mut Self>, task: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(task, buf)
+    }
+}
+
+impl AsyncWrite for TlsIo {
+    fn poll_write(mut self: Pin<&mut Self>, task: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(task, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        task: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(task, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(task)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(task)
     }
 }
 

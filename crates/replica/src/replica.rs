@@ -17,6 +17,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
@@ -29,6 +30,8 @@ use crate::consensus::{Consensus, Failure};
 use crate::listen::{Address, Listener, TlsListener};
 use crate::scrub::{Finding, scrub};
 use crate::services::cluster::ClusterService;
+use crate::services::forwarded::{Elsewhere, forwarded_only};
+use crate::services::guard::Guard;
 use crate::services::raft::RaftService;
 use crate::services::routes::RoutesService;
 use crate::services::{Context, admin, chp_api};
@@ -44,6 +47,8 @@ const KEEPALIVE: Duration = Duration::from_secs(2);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often the files of certificates are looked at.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(10);
+/// What callers of gRPC may speak by TLS.
+const API_PROTOCOLS: &[&[u8]] = &[b"h2"];
 /// What callers of the REST API may speak by TLS.
 const CHP_API_PROTOCOLS: &[&[u8]] = &[b"http/1.1"];
 /// What calls and streams get to end by themselves once they were told to.
@@ -237,7 +242,7 @@ pub struct Replica {
     log: LogStore,
     machine: StateMachine,
     published: Published,
-    client: Listener,
+    client: (Listener, Option<Arc<ServerIdentity>>),
     peer: Option<TcpListener>,
     admin: Option<Listener>,
     chp_api: Option<(Listener, Option<Arc<ServerIdentity>>)>,
@@ -254,6 +259,13 @@ impl ReplicaConfig {
             return Err(BuildError::Config(problems));
         }
         let client = listen("listen-client", &self.listen_client).await?;
+        let client_identity = load("api-ssl-cert", self.api.tls.clone(), API_PROTOCOLS).await?;
+        if self.api.is_open() && !self.listen_client.is_local() {
+            tracing::warn!(
+                address = %self.listen_client,
+                "whoever reaches the client listener can change every route: keep users away from it, or give --api-token-file"
+            );
+        }
         let peer = match self.listen_peer {
             Some(address) => Some(listen_tcp("listen-peer", address).await?),
             None => None,
@@ -265,7 +277,8 @@ impl ReplicaConfig {
         let chp_api = match &self.chp_api {
             Some(api) => {
                 let tls = api.tls.clone();
-                Some((listen("listen-chp-api", &api.listen).await?, load(tls).await?))
+                let identity = load("listen-chp-api", tls, CHP_API_PROTOCOLS).await?;
+                Some((listen("listen-chp-api", &api.listen).await?, identity))
             }
             None => None,
         };
@@ -290,7 +303,7 @@ impl ReplicaConfig {
             log,
             machine,
             published,
-            client,
+            client: (client, client_identity),
             peer,
             admin,
             chp_api,
@@ -318,14 +331,15 @@ fn local_address(field: &'static str, address: &Address, listener: &Listener) ->
     listener.address().map_err(unbound(field, address))
 }
 
-/// Reads what the REST API's TLS is made of, if it has any.
-async fn load(tls: Option<ServerTls>) -> Result<Option<Arc<ServerIdentity>>, BuildError> {
+/// Reads what a listener's TLS is made of, if it has any.
+async fn load(
+    field: &'static str,
+    tls: Option<ServerTls>,
+    protocols: &'static [&'static [u8]],
+) -> Result<Option<Arc<ServerIdentity>>, BuildError> {
     let Some(tls) = tls else { return Ok(None) };
-    let wrong = |source| BuildError::Tls {
-        field: "listen-chp-api",
-        source,
-    };
-    let loaded = tokio::task::spawn_blocking(move || ServerIdentity::load(tls, CHP_API_PROTOCOLS)).await;
+    let wrong = |source| BuildError::Tls { field, source };
+    let loaded = tokio::task::spawn_blocking(move || ServerIdentity::load(tls, protocols)).await;
     let loaded = loaded.unwrap_or(Err(TlsError::Cancelled)).map_err(wrong)?;
     Ok(Some(Arc::new(loaded)))
 }
@@ -334,6 +348,7 @@ impl Replica {
     /// Where clients connect.
     pub fn client_address(&self) -> Address {
         self.client
+            .0
             .address()
             .unwrap_or_else(|_| self.config.listen_client.clone())
     }
@@ -349,7 +364,7 @@ impl Replica {
             log,
             machine,
             published,
-            client,
+            client: (client, client_identity),
             peer,
             admin,
             chp_api,
@@ -357,23 +372,28 @@ impl Replica {
         tracing::info!(name = config.name, client = %client.address().unwrap_or_else(|_| config.listen_client.clone()), "replica starts");
         let lineage = published.load().state.lineage.clone();
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve_clients(context.clone(), client));
+        let mut followed: Vec<(&'static str, Arc<dyn Refresh>)> =
+            vec![("API tokens", Arc::new(config.api.tokens.clone()))];
+        if let Some(identity) = &client_identity {
+            followed.push(("API", identity.clone()));
+        }
+        let guard = Guard(config.api.tokens.clone());
+        tasks.spawn(serve_clients(context.clone(), client, client_identity, guard));
         let raft = RaftRuntime::start()?;
         let mut peers = JoinSet::new();
         if let Some(peer) = peer {
-            peers.spawn_on(serve_peers(context.clone(), peer), raft.handle());
+            peers.spawn_on(serve_peers(context.clone(), peer, Handle::current()), raft.handle());
         }
         if let Some(admin) = admin {
             tasks.spawn(serve_http(context.clone(), admin, admin::router(context.clone())));
         }
         if let (Some((listener, identity)), Some(api)) = (chp_api, config.chp_api.clone()) {
+            followed.push(("REST API tokens", Arc::new(api.tokens.clone())));
             let router = chp_api::router(context.clone(), api);
             match identity {
                 None => drop(tasks.spawn(serve_http(context.clone(), listener, router))),
                 Some(identity) => {
-                    let followed: Vec<(_, Arc<dyn Refresh>)> = vec![("the REST API", identity.clone())];
-                    let following = holdfast_tls::follow(followed, RELOAD_INTERVAL, context.stopping.clone());
-                    context.streams.spawn(following);
+                    followed.push(("REST API", identity.clone()));
                     tasks.spawn(serve_http(
                         context.clone(),
                         TlsListener::new(listener, identity),
@@ -382,6 +402,8 @@ impl Replica {
                 }
             }
         }
+        let following = holdfast_tls::follow(followed, RELOAD_INTERVAL, context.stopping.clone());
+        context.streams.spawn(following);
         let started = async {
             let identity = bootstrap::join(&config, &context.introduction, &context.store).await?;
             let tape = context.clone();
@@ -587,11 +609,14 @@ fn incoming(listener: TcpListener) -> TcpIncoming {
     TcpIncoming::from(listener).with_nodelay(Some(true))
 }
 
-async fn serve_clients(context: Arc<Context>, listener: Listener) -> Result<(), RunError> {
+async fn serve_clients(
+    context: Arc<Context>,
+    listener: Listener,
+    identity: Option<Arc<ServerIdentity>>,
+    guard: Guard,
+) -> Result<(), RunError> {
     let (reporter, health) = tonic_health::server::health_reporter();
-    let routes = RoutesServer::new(RoutesService(context.clone()))
-        .max_decoding_message_size(WRITE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let (routes, cluster) = api(&context);
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(holdfast_wire::DESCRIPTORS)
         .build_v1()
@@ -617,19 +642,24 @@ async fn serve_clients(context: Arc<Context>, listener: Listener) -> Result<(), 
     };
     context.streams.spawn(until(context.stopping.clone(), report));
     let services = server()
+        // Probes have no tokens.
         .add_service(health)
-        .add_service(reflection)
-        .add_service(routes)
-        .add_service(ClusterServer::new(ClusterService(context.clone())));
+        .add_service(InterceptedService::new(reflection, guard.clone()))
+        .add_service(InterceptedService::new(routes, guard.clone()))
+        .add_service(InterceptedService::new(cluster, guard));
     let stopping = context.stopping.clone().cancelled_owned();
-    match listener {
-        Listener::Tcp(listener) => {
+    match (listener, identity) {
+        (listener, Some(identity)) => {
+            let incoming = TlsListener::new(listener, identity).grpc();
+            services.serve_with_incoming_shutdown(incoming, stopping).await?;
+        }
+        (Listener::Tcp(listener), None) => {
             services
                 .serve_with_incoming_shutdown(incoming(listener), stopping)
                 .await?
         }
         // The file goes with the listener, and no sooner.
-        Listener::Unix(listener, _file) => {
+        (Listener::Unix(listener, _file), None) => {
             let incoming = UnixListenerStream::new(listener);
             services.serve_with_incoming_shutdown(incoming, stopping).await?;
         }
@@ -645,13 +675,27 @@ async fn until(stopping: CancellationToken, task: impl Future<Output = ()>) {
     }
 }
 
-async fn serve_peers(context: Arc<Context>, listener: TcpListener) -> Result<(), RunError> {
+/// What clients call, by the client listener or through another replica.
+fn api(context: &Arc<Context>) -> (RoutesServer<RoutesService>, ClusterServer<ClusterService>) {
+    let routes = RoutesServer::new(RoutesService(context.clone()))
+        .max_decoding_message_size(WRITE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    (routes, ClusterServer::new(ClusterService(context.clone())))
+}
+
+/// `forwarded` is where calls are decided that other replicas have forwarded: not on the thread of the consensus.
+async fn serve_peers(context: Arc<Context>, listener: TcpListener, forwarded: Handle) -> Result<(), RunError> {
     let raft = RaftServer::new(RaftService(context.clone()))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let (routes, cluster) = api(&context);
+    let routes = Elsewhere::new(routes, forwarded.clone(), context.streams.clone());
+    let cluster = Elsewhere::new(cluster, forwarded, context.streams.clone());
     let stopping = context.stopping.clone().cancelled_owned();
     Ok(server()
         .add_service(raft)
+        .add_service(InterceptedService::new(routes, forwarded_only))
+        .add_service(InterceptedService::new(cluster, forwarded_only))
         .serve_with_incoming_shutdown(incoming(listener), stopping)
         .await?)
 }

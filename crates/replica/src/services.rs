@@ -5,6 +5,8 @@ mod admission;
 pub mod backup;
 pub mod chp_api;
 pub mod cluster;
+pub mod forwarded;
+pub mod guard;
 pub mod members;
 pub mod raft;
 pub mod routes;

@@ -1,4 +1,4 @@
-//! Certificates that follow their files.
+//! Certificates and tokens that follow their files.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,14 +34,17 @@ pub async fn follow(identities: Vec<(&'static str, Arc<dyn Refresh>)>, interval:
 
 fn report(whose: &'static str, refreshed: Result<bool, TlsError>) {
     match refreshed {
-        Ok(true) => tracing::info!(whose, "certificates have changed: new connections have the new ones"),
+        Ok(true) => tracing::info!(
+            whose,
+            "files have changed: what begins from now on goes by the new ones"
+        ),
         Ok(false) => {}
         Err(error) => {
             let cause = std::error::Error::source(&error).map(tracing::field::display);
             tracing::warn!(
                 whose,
                 cause,
-                "new certificates are not taken, the old ones stay: {error}"
+                "changed files are not taken, what they held before stays: {error}"
             );
         }
     }

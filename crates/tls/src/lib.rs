@@ -1,13 +1,15 @@
-//! TLS from files in PEM, which are read again when they change: for proxies and replicas alike.
+//! TLS from files in PEM, and tokens from files, all of which are read again when they change: for proxies, replicas and
+//! those who call replicas.
 //!
 //! `server` is what is shown to whoever comes, `target` what is asked of whom we go to, `pem` what both read, `ciphers` how
-//! operators name versions and ciphers, `follow` what looks at the files again.
+//! operators name versions and ciphers, `tokens` what a caller has to know, `follow` what looks at the files again.
 
 pub mod ciphers;
 mod follow;
 mod pem;
 pub mod server;
 pub mod target;
+pub mod tokens;
 
 use std::io;
 use std::path::PathBuf;
@@ -20,6 +22,7 @@ pub use follow::{Refresh, follow};
 pub use pem::Passphrase;
 pub use server::{ClientCertificates, ServerIdentity, ServerTls};
 pub use target::{TargetIdentity, TargetTls};
+pub use tokens::Tokens;
 pub use tokio_rustls;
 
 /// Why there is no TLS. Mend the file that it names.
@@ -40,6 +43,12 @@ pub enum TlsError {
         path: PathBuf,
         /// What it should hold.
         what: &'static str,
+    },
+    /// The file is of tokens, one a line, and has no line.
+    #[error("{}: has no token in it: write one a line", path.display())]
+    NoToken {
+        /// The file.
+        path: PathBuf,
     },
     /// The key is encrypted, and nobody said with which passphrase.
     #[error(

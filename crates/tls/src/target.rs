@@ -1,4 +1,4 @@
-//! How targets are known, and what is shown to them.
+//! How targets are known, and what is shown to them; replicas as well, by those who call them.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,21 +28,28 @@ pub struct TargetTls {
 /// What connections to targets are encrypted with at present.
 pub struct TargetIdentity {
     tls: TargetTls,
+    protocols: &'static [&'static [u8]],
     seen: Mutex<Vec<Vec<u8>>>,
     config: ArcSwapOption<ClientConfig>,
 }
 
 impl TargetIdentity {
-    /// Reads files, if there are any: not for a thread that others wait for.
+    /// Reads nothing before it is used. `protocols` are ALPN's names of what is spoken, the first one preferred.
+    pub fn new(tls: TargetTls, protocols: &'static [&'static [u8]]) -> Self {
+        TargetIdentity {
+            tls,
+            protocols,
+            seen: Mutex::default(),
+            config: ArcSwapOption::empty(),
+        }
+    }
+
+    /// Likewise, but reads files, if there are any, so that mistakes show: not for a thread that others wait for.
     ///
     /// # Errors
     /// [`TlsError`]: mend the file that it names.
-    pub fn load(tls: TargetTls) -> Result<Self, TlsError> {
-        let identity = TargetIdentity {
-            tls,
-            seen: Mutex::default(),
-            config: ArcSwapOption::empty(),
-        };
+    pub fn load(tls: TargetTls, protocols: &'static [&'static [u8]]) -> Result<Self, TlsError> {
+        let identity = TargetIdentity::new(tls, protocols);
         if !identity.tls.files().is_empty() || identity.tls.insecure {
             identity.reload()?;
         }
@@ -72,7 +79,8 @@ impl TargetIdentity {
         if *seen == read && self.config.load().is_some() {
             return Ok(false);
         }
-        self.config.store(Some(Arc::new(self.tls.config(&read)?)));
+        self.config
+            .store(Some(Arc::new(self.tls.config(&read, self.protocols)?)));
         *seen = read;
         Ok(true)
     }
@@ -94,7 +102,7 @@ impl TargetTls {
         identity.chain(&self.ca).map(PathBuf::as_path).collect()
     }
 
-    fn config(&self, contents: &[Vec<u8>]) -> Result<ClientConfig, TlsError> {
+    fn config(&self, contents: &[Vec<u8>], protocols: &[&[u8]]) -> Result<ClientConfig, TlsError> {
         let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions()?;
         let builder = match (&self.ca, contents.last()) {
             _ if self.insecure => builder
@@ -109,7 +117,7 @@ impl TargetTls {
             }
             _ => builder.with_no_client_auth(),
         };
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         Ok(config)
     }
 }

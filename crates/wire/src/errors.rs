@@ -45,9 +45,11 @@ pub enum Reason {
     Quorum,
     /// The caller's id was taken from it; replicas alone are told so.
     Retired,
+    /// The call shows no token of the replica's, which has not looked at it.
+    Token,
 }
 
-const WORDS: [(Reason, &str, Code); 14] = [
+const WORDS: [(Reason, &str, Code); 15] = [
     (Reason::Invalid, "invalid", Code::InvalidArgument),
     (Reason::Precondition, "precondition", Code::FailedPrecondition),
     (Reason::Namespace, "namespace", Code::FailedPrecondition),
@@ -62,6 +64,7 @@ const WORDS: [(Reason, &str, Code); 14] = [
     (Reason::Membership, "membership", Code::FailedPrecondition),
     (Reason::Quorum, "quorum", Code::FailedPrecondition),
     (Reason::Retired, "retired", Code::FailedPrecondition),
+    (Reason::Token, "token", Code::Unauthenticated),
 ];
 
 impl Reason {

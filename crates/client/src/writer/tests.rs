@@ -191,3 +191,30 @@ async fn with_nobody_there_nothing_was_written_and_with_a_lost_answer_nobody_kno
         "{error}"
     );
 }
+
+#[tokio::test]
+async fn a_token_that_one_replica_does_not_know_yet_is_shown_to_the_others_and_one_that_none_knows_is_refused() {
+    let (mut late, mut a) = (ScriptedReplica::start().await, ScriptedReplica::start().await);
+    let writer = writer(&[&late.address, &a.address]);
+    let refuse = |call: WriteCall| {
+        let refusal = Reason::Token.status("the token is none of this replica's");
+        call.answer.send(Err(refusal)).unwrap();
+    };
+    let script = async {
+        let first = late.write().await;
+        let asked = id(&first);
+        refuse(first);
+        let second = a.write().await;
+        // Nobody has looked at the first one.
+        assert_eq!((id(&second), second.request.retry), (asked, false));
+        ok(second, 1);
+        refuse(a.write().await);
+        refuse(late.write().await);
+    };
+    let writes = async { (writer.put(route("/a/")).await, writer.put(route("/b/")).await) };
+    let ((written, refused), ()) = soon(async { tokio::join!(writes, script) }).await;
+    assert_eq!(written.unwrap().revision.0, 1);
+    let reason = Some(Reason::Token);
+    let message = "the token is none of this replica's".to_owned();
+    assert_eq!(refused.unwrap_err(), WriteError::Rejected { reason, message });
+}

@@ -12,9 +12,9 @@ use std::time::Duration;
 use anyhow::Context;
 use holdfast_client::{Endpoints, RouteReader, RouteWriter, WriteError, WriterOptions};
 use holdfast_proxy::{Address, BuildError, ConfigError, Proxy, ProxyConfig};
-use holdfast_replica::{ChpApiConfig, ClusterConfig, PeerAddress, ReplicaConfig, Tokens, chp_form};
+use holdfast_replica::{ApiAccess, ChpApiConfig, ClusterConfig, PeerAddress, ReplicaConfig, chp_form};
 use holdfast_table::{Batch, Change, HoldPolicy, Namespace, Precondition, Revision, Route, RouteSpec};
-use holdfast_tls::{ClientCertificates, Passphrase, ServerTls, TlsCiphers, TlsVersions};
+use holdfast_tls::{ClientCertificates, Passphrase, ServerTls, TlsCiphers, TlsVersions, Tokens};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -440,6 +440,7 @@ fn replica(told: &Told, folder: &Folder) -> ReplicaConfig {
         name: "r0".into(),
         data_dir: folder.replica(),
         listen_client: holdfast_replica::Address::Unix(folder.socket()),
+        api: ApiAccess::default(),
         listen_peer: None,
         listen_admin: None,
         chp_api: Some(told.api.clone()),

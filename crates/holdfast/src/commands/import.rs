@@ -45,7 +45,8 @@ pub struct ImportArgs {
     #[arg(long, env = "HOLDFAST_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<String>,
 
-    /// Client addresses of another cluster's replicas, comma-separated. All its routes are taken.
+    /// Client addresses of another cluster's replicas, comma-separated. All its routes are taken. TLS and token are those of
+    /// --endpoints: where it has others, export from there and import the file.
     #[arg(long, env = "HOLDFAST_FROM_ENDPOINTS", value_name = "HOST:PORT,...")]
     from_endpoints: Option<String>,
 
@@ -114,6 +115,13 @@ fn source(args: &ImportArgs, settings: &mut Settings) -> Option<Source> {
     let chp = settings.read_optional("from-chp", args.from_chp.as_deref(), http::url);
     let token = settings.read_optional("token-file", args.token_file.as_deref(), parse::token);
     let endpoints = settings.read_optional("from-endpoints", args.from_endpoints.as_deref(), parse::endpoints);
+    let endpoints = match endpoints? {
+        Some(endpoints) => {
+            let credentials = &args.client.credentials;
+            Some(Some(credentials.read(settings, "from-endpoints", Some(endpoints))?))
+        }
+        None => Some(None),
+    };
     match (args.file.clone(), chp?, endpoints?) {
         (Some(file), None, None) => Some(Source::File {
             file,

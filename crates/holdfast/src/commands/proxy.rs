@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 
 use self::doors::DoorArgs;
 pub(super) use self::serving::ServingArgs;
+use super::credentials::CredentialsArgs;
 use super::pid_file::PidFile;
 use super::{Common, CommonArgs, block_on};
 use crate::config::{Mistakes, Settings, parse};
@@ -73,6 +74,9 @@ pub struct ProxyArgs {
     exit_with_parent: bool,
 
     #[command(flatten)]
+    credentials: CredentialsArgs,
+
+    #[command(flatten)]
     doors: DoorArgs,
 
     #[command(flatten)]
@@ -121,6 +125,7 @@ fn read(args: &ProxyArgs, settings: &mut Settings) -> Result<(ProxyConfig, Commo
     );
     let hint = "list the replicas' client addresses, like 10.0.0.1:7011,10.0.0.2:7011,10.0.0.3:7011";
     let endpoints = settings.read_required("endpoints", args.endpoints.as_deref(), hint, parse::endpoints);
+    let endpoints = args.credentials.read(settings, "endpoints", endpoints);
     let doors = args.doors.read(settings);
     let ip = doors.as_ref().map_or(Ipv6Addr::UNSPECIFIED.into(), |doors| doors.ip);
     let serving = args.serving.read(settings, ip);

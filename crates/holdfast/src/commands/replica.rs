@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use holdfast_replica::{ChpApiConfig, ClusterConfig, ConfigError, ReplicaConfig};
+use holdfast_replica::{ApiAccess, ChpApiConfig, ClusterConfig, ConfigError, ReplicaConfig};
 use holdfast_tls::{ClientCertificates, ServerTls};
 use tokio::task::JoinSet;
 
@@ -35,8 +35,8 @@ pub struct ReplicaArgs {
     #[arg(long, env = "HOLDFAST_PEERS", value_name = "NAME=HOST:PORT,...")]
     peers: Option<String>,
 
-    /// Where hubs, proxies and commands are answered: gRPC (Routes, Cluster, health, reflection). Without TLS and
-    /// without authentication.
+    /// Where hubs, proxies and commands are answered: gRPC (Routes, Cluster, health, reflection). Whoever reaches it can
+    /// change every route, unless --api-token-file or --api-ssl-ca says who may.
     #[arg(
         long,
         env = "HOLDFAST_LISTEN_CLIENT",
@@ -45,7 +45,26 @@ pub struct ReplicaArgs {
     )]
     listen_client: String,
 
-    /// Where the other replicas are answered: gRPC (Raft). Nobody else may reach it.
+    /// A file with the tokens that open that API, one a line: every call must show one of them, but for health checks.
+    /// Read again when it changes, within 10 s. A second token while they change: first here, then at the callers.
+    #[arg(long, env = "HOLDFAST_API_TOKEN_FILE", value_name = "FILE")]
+    api_token_file: Option<String>,
+
+    /// Certificate of that API, PEM, with those that lead to its authority, for the host of --advertise-client. It is then
+    /// answered by TLS alone. Read again when it changes.
+    #[arg(long, env = "HOLDFAST_API_SSL_CERT", value_name = "FILE")]
+    api_ssl_cert: Option<String>,
+
+    /// Its private key, PEM, not encrypted.
+    #[arg(long, env = "HOLDFAST_API_SSL_KEY", value_name = "FILE")]
+    api_ssl_key: Option<String>,
+
+    /// Authorities that vouch for its callers, PEM. Only who shows a certificate of theirs is let in, and needs a token
+    /// all the same if there are tokens.
+    #[arg(long, env = "HOLDFAST_API_SSL_CA", value_name = "FILE")]
+    api_ssl_ca: Option<String>,
+
+    /// Where the other replicas are answered: gRPC (Raft). Without TLS and without authentication: nobody else may reach it.
     #[arg(
         long,
         env = "HOLDFAST_LISTEN_PEER",
@@ -69,7 +88,7 @@ pub struct ReplicaArgs {
     listen_chp_api: String,
 
     /// A file with the tokens that open that API, one a line: the hub's CONFIGPROXY_AUTH_TOKEN, and a second one while
-    /// it changes. Without it the API is open, and only a loopback address will do.
+    /// it changes; read again when it changes. Without it the API is open, and only a loopback address will do.
     #[arg(long, env = "HOLDFAST_CHP_API_TOKEN_FILE", value_name = "FILE")]
     chp_api_token_file: Option<String>,
 
@@ -168,23 +187,23 @@ pub fn run(args: ReplicaArgs, mut settings: Settings) -> anyhow::Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
-impl ReplicaArgs {
-    /// What the REST API's TLS is made of.
-    fn read_tls(&self, settings: &mut Settings) -> Option<ServerTls> {
-        let certificate = settings.read_optional("chp-api-ssl-cert", self.chp_api_ssl_cert.as_deref(), parse::file);
-        let key = settings.read_optional("chp-api-ssl-key", self.chp_api_ssl_key.as_deref(), parse::file);
-        let ca = settings.read_optional("chp-api-ssl-ca", self.chp_api_ssl_ca.as_deref(), parse::file);
-        if self.chp_api_ssl_cert.is_some() != self.chp_api_ssl_key.is_some() {
-            settings.refuse_as("--chp-api-ssl-cert and --chp-api-ssl-key go together".into());
-        }
-        if self.chp_api_ssl_ca.is_some() && self.chp_api_ssl_cert.is_none() {
-            let problem = "--chp-api-ssl-ca needs a certificate: give --chp-api-ssl-cert and --chp-api-ssl-key";
-            settings.refuse_as(problem.into());
-        }
-        let mut tls = ServerTls::new(certificate??, key??);
-        tls.clients = ca?.map(|ca| ClientCertificates { ca, required: true });
-        Some(tls)
+/// What the TLS of the API with these flags is made of, if it has any; what is wrong with it is noted.
+fn read_tls(settings: &mut Settings, [certificate, key, ca]: [(&str, &Option<String>); 3]) -> Option<ServerTls> {
+    let [read_certificate, read_key, read_ca] =
+        [certificate, key, ca].map(|(flag, given)| settings.read_optional(flag, given.as_deref(), parse::file));
+    if certificate.1.is_some() != key.1.is_some() {
+        settings.refuse_as(format!("--{} and --{} go together", certificate.0, key.0));
     }
+    if ca.1.is_some() && certificate.1.is_none() {
+        let problem = format!(
+            "--{} needs a certificate: give --{} and --{}",
+            ca.0, certificate.0, key.0
+        );
+        settings.refuse_as(problem);
+    }
+    let mut tls = ServerTls::new(read_certificate??, read_key??);
+    tls.clients = read_ca?.map(|ca| ClientCertificates { ca, required: true });
+    Some(tls)
 }
 
 fn read(args: &ReplicaArgs, settings: &mut Settings) -> Result<(ReplicaConfig, Common), Mistakes> {
@@ -226,7 +245,19 @@ fn read(args: &ReplicaArgs, settings: &mut Settings) -> Result<(ReplicaConfig, C
             .read("listen-chp-api", address, parse::listen_address)
             .map(Some),
     };
-    let chp_api_tls = args.read_tls(settings);
+    let api_tls = [
+        ("api-ssl-cert", &args.api_ssl_cert),
+        ("api-ssl-key", &args.api_ssl_key),
+        ("api-ssl-ca", &args.api_ssl_ca),
+    ];
+    let api_tls = read_tls(settings, api_tls);
+    let api_tokens = settings.read_optional("api-token-file", args.api_token_file.as_deref(), parse::tokens);
+    let chp_api_tls = [
+        ("chp-api-ssl-cert", &args.chp_api_ssl_cert),
+        ("chp-api-ssl-key", &args.chp_api_ssl_key),
+        ("chp-api-ssl-ca", &args.chp_api_ssl_ca),
+    ];
+    let chp_api_tls = read_tls(settings, chp_api_tls);
     let tokens = settings.read_optional("chp-api-token-file", args.chp_api_token_file.as_deref(), parse::tokens);
     let namespace = settings.read("chp-api-namespace", &args.chp_api_namespace, one_namespace);
     let host_routing = settings.read("chp-api-host-routing", &args.chp_api_host_routing, parse::boolean);
@@ -316,6 +347,10 @@ fn read(args: &ReplicaArgs, settings: &mut Settings) -> Result<(ReplicaConfig, C
             name: name?,
             data_dir: data_dir?,
             listen_client: listen_client?.into(),
+            api: ApiAccess {
+                tls: api_tls,
+                tokens: api_tokens?.unwrap_or_default(),
+            },
             listen_peer: Some(listen_peer?),
             listen_admin: listen_admin?,
             chp_api,

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use holdfast_client::Endpoints;
-use holdfast_replica::{PeerAddress, Tokens};
+use holdfast_replica::PeerAddress;
 use holdfast_table::HoldPolicy;
+use holdfast_tls::{TlsError, Tokens};
 
 /// The longest name of a replica or proxy.
 const NAME_BYTES_MAX: usize = 253;
@@ -155,12 +156,11 @@ pub fn directory(text: &str) -> Result<PathBuf, String> {
 
 /// A file of tokens, one a line.
 pub fn tokens(path: &str) -> Result<Tokens, String> {
-    let text = std::fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}"))?;
-    let tokens = Tokens::new(text.lines().map(str::trim));
-    match tokens.is_empty() {
-        true => Err("has no token in it: write one a line".into()),
-        false => Ok(tokens),
-    }
+    Tokens::read(path.into()).map_err(|error| match error {
+        TlsError::Read { source, .. } => format!("cannot be read: {source}"),
+        TlsError::NoToken { .. } => "has no token in it: write one a line".into(),
+        other => other.to_string(),
+    })
 }
 
 /// A file that is there.

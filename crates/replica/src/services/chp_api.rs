@@ -8,7 +8,6 @@
 pub mod form;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use holdfast_table::route::{DATA_BYTES_MAX, SPEC_BYTES_MAX};
 use holdfast_table::{Entry, Namespace, RouteSpec};
-use holdfast_tls::ServerTls;
+use holdfast_tls::{ServerTls, Tokens};
 use holdfast_wire::proto;
 use holdfast_wire::proto::routes_server::Routes as _;
 use percent_encoding::percent_decode_str;
@@ -54,45 +53,6 @@ pub struct ChpApiConfig {
     pub namespace: Namespace,
     /// Whether the first segment of a path is a host, as under `configurable-http-proxy --host-routing`.
     pub host_routing: bool,
-}
-
-/// The tokens that open the API; without any it is open to everybody. Only their hashes are kept.
-#[derive(Clone, Default)]
-pub struct Tokens(Vec<blake3::Hash>);
-
-impl Tokens {
-    /// Empty ones are left out.
-    pub fn new<'a>(tokens: impl IntoIterator<Item = &'a str>) -> Self {
-        let tokens = tokens.into_iter().filter(|token| !token.is_empty());
-        Tokens(tokens.map(|token| blake3::hash(token.as_bytes())).collect())
-    }
-
-    /// True if there is none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// `Authorization: token ...`, in lower case, as CHP wants it.
-    fn admit(&self, headers: &HeaderMap) -> bool {
-        let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let given = given
-            .and_then(|value| value.split_once("token"))
-            .map(|(_, token)| token);
-        let given = given.filter(|token| token.starts_with(char::is_whitespace));
-        let Some(given) = given.and_then(|token| token.split_whitespace().next()) else {
-            return self.is_empty();
-        };
-        // Hashes are compared in constant time, and every one of them.
-        let given = blake3::hash(given.as_bytes());
-        let matching = self.0.iter().filter(|token| **token == given).count();
-        matching > 0 || self.is_empty()
-    }
-}
-
-impl fmt::Debug for Tokens {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} tokens", self.0.len())
-    }
 }
 
 /// The whole API, as the handler of every path.
@@ -155,7 +115,7 @@ impl IntoResponse for Refusal {
 impl ChpApi {
     async fn answer(&self, request: Request) -> Result<Response, Refusal> {
         let (head, body) = request.into_parts();
-        if !self.config.tokens.admit(&head.headers) {
+        if !self.config.tokens.admit(token(&head.headers)) {
             return Err(Refusal::new(StatusCode::FORBIDDEN, ""));
         }
         let path = head.uri.path().strip_prefix(ROUTES);
@@ -266,6 +226,14 @@ impl ChpApi {
     }
 }
 
+/// Of `Authorization: token ...`, in lower case, as CHP wants it.
+fn token(headers: &HeaderMap) -> Option<&str> {
+    let given = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
+    let (_, token) = given.split_once("token")?;
+    let token = token.starts_with(char::is_whitespace).then_some(token)?;
+    token.split_whitespace().next()
+}
+
 fn missing() -> Refusal {
     Refusal::new(StatusCode::NOT_FOUND, "")
 }
@@ -288,31 +256,16 @@ mod tests {
 
     #[test]
     fn a_token_is_wanted_as_chp_wants_it() {
-        let admits = |tokens: &[&str], value: Option<&'static str>| {
-            let mut headers = HeaderMap::new();
-            if let Some(value) = value {
-                headers.insert(header::AUTHORIZATION, value.parse().unwrap());
-            }
-            Tokens::new(tokens.iter().copied()).admit(&headers)
+        let of = |value: &'static str| {
+            let headers = HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())]);
+            token(&headers).map(str::to_owned)
         };
-        let tokens = ["old", "new"];
-        for good in ["token old", "token new", "token  new", "token\tnew", "x token new y"] {
-            assert!(admits(&tokens, Some(good)), "{good}");
+        for good in ["token new", "token  new", "token\tnew", "x token new y"] {
+            assert_eq!(of(good).as_deref(), Some("new"), "{good}");
         }
-        for bad in [
-            "Token new",
-            "Bearer new",
-            "token",
-            "token ",
-            "tokennew",
-            "token newer",
-            "token ne",
-            "",
-        ] {
-            assert!(!admits(&tokens, Some(bad)), "{bad}");
+        for bad in ["Token new", "Bearer new", "token", "token ", "tokennew", ""] {
+            assert_eq!(of(bad), None, "{bad}");
         }
-        assert!(!admits(&tokens, None));
-        assert!(admits(&[], None) && admits(&[], Some("token any")) && admits(&[""], Some("Basic x")));
-        assert_eq!(format!("{:?}", Tokens::new(tokens)), "2 tokens");
+        assert_eq!(token(&HeaderMap::new()), None);
     }
 }

@@ -83,7 +83,7 @@ async fn decide<C: LeaderCall>(
         } else if forwarded {
             return Err(Reason::NoLeader.status("nothing was changed: this replica does not lead"));
         } else if let Some((_, node)) = consensus.leader().filter(|(id, _)| *id != consensus.identity().node_id) {
-            match forward(consensus, &node.client_address, call, deadline).await {
+            match forward(consensus, &node.peer_address, call, deadline).await {
                 Err(status) if Reason::from_status(&status) == Some(Reason::NoLeader) => {}
                 answered => return answered,
             }

@@ -233,7 +233,7 @@ impl RoutesService {
                     && id != consensus.identity().node_id
                 {
                     on_its_way.store(true, Ordering::Relaxed);
-                    match forwarded_to(consensus, &node.client_address, &forward).await {
+                    match forwarded_to(consensus, &node.peer_address, &forward).await {
                         // It was not the leader any more, or not reachable at all: nothing was written, the search goes on.
                         Err(status) if Reason::from_status(&status) == Some(Reason::NoLeader) => {
                             tracing::debug!(leader = id, "a forwarded write found no leader there");
@@ -385,7 +385,9 @@ pub fn never_sent(status: &Status) -> bool {
         }
         source = error.source();
     }
-    status.code() == Code::Unavailable && status.message().contains("connect error")
+    // A replica of a version that takes no calls there looks at none either.
+    status.code() == Code::Unimplemented
+        || status.code() == Code::Unavailable && status.message().contains("connect error")
 }
 
 fn no_leader(consensus: &Consensus, message: &str) -> Status {

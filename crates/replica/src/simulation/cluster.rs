@@ -15,18 +15,20 @@ use holdfast_wire::proto::raft_server::RaftServer;
 use holdfast_wire::proto::routes_server::RoutesServer;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
 
 use super::disk::Medium;
 use super::history::History;
 use super::network;
-use crate::config::{ClusterConfig, PeerAddress, ReplicaConfig};
+use crate::config::{ApiAccess, ClusterConfig, PeerAddress, ReplicaConfig};
 use crate::consensus::Consensus;
 use crate::consensus::bootstrap::{self, Introduction};
 use crate::consensus::network::MESSAGE_BYTES_MAX;
 use crate::replica::{self, RunError};
 use crate::services::Context;
 use crate::services::cluster::ClusterService;
+use crate::services::forwarded::forwarded_only;
 use crate::services::raft::RaftService;
 use crate::services::routes::RoutesService;
 use crate::storage::Store;
@@ -138,6 +140,7 @@ fn config(at: usize, replicas: usize) -> ReplicaConfig {
         name: name(at),
         data_dir: name(at).into(),
         listen_client: SocketAddr::from(([0, 0, 0, 0], CLIENT_PORT)).into(),
+        api: ApiAccess::default(),
         listen_peer: Some(([0, 0, 0, 0], PEER_PORT).into()),
         listen_admin: None,
         chp_api: None,
@@ -178,10 +181,16 @@ async fn run(world: &World, at: usize) -> Result<(), RunError> {
     let raft = RaftServer::new(RaftService(context.clone()))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let serve_peers = server().add_service(raft).serve_with_incoming(peers);
+    let routes = RoutesServer::new(RoutesService(context.clone()));
+    let cluster = ClusterServer::new(ClusterService(context.clone()));
+    let serve_peers = server()
+        .add_service(raft)
+        .add_service(InterceptedService::new(routes.clone(), forwarded_only))
+        .add_service(InterceptedService::new(cluster.clone(), forwarded_only))
+        .serve_with_incoming(peers);
     let serve_clients = server()
-        .add_service(RoutesServer::new(RoutesService(context.clone())))
-        .add_service(ClusterServer::new(ClusterService(context.clone())))
+        .add_service(routes)
+        .add_service(cluster)
         .serve_with_incoming(clients);
     let started = async {
         let identity = bootstrap::join(&config, &context.introduction, &context.store).await?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::bail;
 use holdfast_client::Endpoints;
 use holdfast_proxy::{Address, ProxyConfig, Redirect};
-use holdfast_replica::{ClusterConfig, PeerAddress, ReplicaConfig};
+use holdfast_replica::{ApiAccess, ClusterConfig, PeerAddress, ReplicaConfig};
 use holdfast_table::HoldPolicy;
 
 use crate::supervise::ChildSpec;
@@ -161,6 +161,8 @@ impl Plan {
             name: format!("r{index}"),
             data_dir: self.data_dir.join(format!("r{index}")),
             listen_client: self.replica_address(index, 0).into(),
+            // On loopback alone.
+            api: ApiAccess::default(),
             listen_peer: Some(self.replica_address(index, 1)),
             listen_admin: Some(self.replica_address(index, 2)),
             chp_api: None,
