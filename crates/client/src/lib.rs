@@ -2,6 +2,7 @@
 //!
 //! Everything here is made to be cloned and shared, and to be given up at any moment by dropping its future.
 
+pub mod activity;
 mod attempts;
 pub mod backoff;
 pub mod backup;
@@ -19,6 +20,7 @@ pub mod subscriber;
 mod testing;
 pub mod writer;
 
+pub use activity::{ActivitySource, Reports};
 pub use backup::BackupStream;
 pub use credentials::{Credentials, CredentialsError, ReplicaTls};
 pub use endpoints::{EndpointError, Endpoints};

@@ -35,6 +35,8 @@ pub struct Listing {
     pub digest: Digest,
     /// Sorted by routespec.
     pub routes: Vec<Entry>,
+    /// When each one was last active, in the same order: Unix milliseconds, 0 where it is not known.
+    pub last_activity_ms: Vec<u64>,
     /// The hold of each one, in the same order, if they are what is held; else empty.
     pub holds: Vec<Hold>,
 }
@@ -185,6 +187,7 @@ async fn read_pages(mut pages: Streaming<ListResponse>) -> Result<Listing, Statu
                 revision: Revision(page.revision),
                 digest: digest.unwrap_or_default(),
                 routes: Vec::new(),
+                last_activity_ms: Vec::new(),
                 holds: Vec::new(),
             };
             (listing, page.total)
@@ -199,6 +202,7 @@ async fn read_pages(mut pages: Streaming<ListResponse>) -> Result<Listing, Statu
         *total = page.total.max(*total);
         for route in &page.routes {
             listing.routes.push(Entry::try_from(route).map_err(unreadable)?);
+            listing.last_activity_ms.push(route.last_activity_ms);
             listing.holds.extend(route.hold.map(Hold::from));
         }
     }

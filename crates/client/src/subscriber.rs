@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::panic::resume_unwind;
+use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_table::{Digest, Revision, Table};
@@ -16,6 +17,7 @@ use tokio_stream::{Stream, StreamExt as _};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use crate::activity::{Reporter, Reports};
 use crate::attempts::in_words;
 use crate::backoff::{Backoff, STREAM_CAP};
 use crate::endpoints::{Endpoints, MESSAGE_BYTES_MAX, Replica};
@@ -25,6 +27,8 @@ use crate::refusals::Refusals;
 
 /// From the first packet to a replica until its Hello.
 const HELLO: Duration = Duration::from_secs(3);
+/// For the last report of activity, when everything else has ended.
+const LAST_REPORT: Duration = Duration::from_secs(1);
 /// A stream that is silent for so long is dead, whatever TCP says.
 const SILENCE: Duration = Duration::from_secs(3);
 /// Trouble that goes on is logged again after this.
@@ -93,6 +97,7 @@ pub struct Subscriber {
     table: LiveTable,
     freshness: watch::Sender<Freshness>,
     refusals: Refusals,
+    reporter: Option<Arc<Reporter>>,
     backoff: Backoff,
     // When each kind of trouble was last logged.
     alarmed: Option<Instant>,
@@ -134,6 +139,7 @@ impl Subscriber {
             table,
             freshness: watch::Sender::new(freshness),
             refusals: Refusals::new(),
+            reporter: None,
             backoff: Backoff::new(STREAM_CAP),
             alarmed: None,
             lost: None,
@@ -155,7 +161,15 @@ impl Subscriber {
         self.refusals.clone()
     }
 
-    /// Follows until `shutdown` is cancelled. The table stays with those who have a handle.
+    /// Has the replica that is followed told when routes were active.
+    #[must_use]
+    pub fn reporting(mut self, reports: Reports) -> Self {
+        self.reporter = Some(Arc::new(Reporter::new(reports)));
+        self
+    }
+
+    /// Follows until `shutdown` is cancelled, and reports what activity is not reported yet. The table stays with those who
+    /// have a handle.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let replicas = self.endpoints.replicas().to_vec();
         // Subscribers that start together spread over the replicas.
@@ -167,10 +181,15 @@ impl Subscriber {
                 tokio::time::sleep(wait).await;
             };
             if shutdown.run_until_cancelled(visit).await.is_none() {
+                if self.disconnected()
+                    && let Some(reporter) = &self.reporter
+                {
+                    // What it cannot say in time is seconds of activity, of a proxy that others stand in for.
+                    let _ = timeout(LAST_REPORT, reporter.report(replica)).await;
+                }
                 break;
             }
         }
-        self.disconnected();
     }
 
     async fn follow(&mut self, replica: &Replica) -> End {
@@ -189,7 +208,21 @@ impl Subscriber {
         match timeout_at(hello_by, client.subscribe(requests)).await {
             Err(_) => End::NoHello,
             Ok(Err(status)) => End::Lost(status),
-            Ok(Ok(response)) => self.drive(response.into_inner(), hello_by, &acks).await,
+            Ok(Ok(response)) => {
+                let (reporter, mut freshness) = (self.reporter.clone(), self.freshness.subscribe());
+                let reporting = async {
+                    // A replica that is still behind would pass over what it cannot know yet.
+                    let connected = freshness.wait_for(|freshness| freshness.connected).await.is_ok();
+                    match &reporter {
+                        Some(reporter) if connected => reporter.run(replica).await,
+                        _ => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    end = self.drive(response.into_inner(), hello_by, &acks) => end,
+                    never = reporting => never,
+                }
+            }
         }
     }
 

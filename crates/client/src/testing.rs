@@ -8,8 +8,8 @@ use holdfast_wire::proto::routes_server::{Routes, RoutesServer};
 use holdfast_wire::proto::subscribe_response::Frame;
 use holdfast_wire::proto::{
     Ack, Bookmark, Delta, GetRequest, GetResponse, Hello, ListRequest, ListResponse, OpenHubRequest, OpenHubResponse,
-    RouteList, SettleHeldRequest, SettleHeldResponse, SnapshotChunk, Start, SubscribeRequest, SubscribeResponse,
-    WriteRequest, WriteResponse, hello, subscribe_request,
+    ReportActivityRequest, ReportActivityResponse, RouteList, SettleHeldRequest, SettleHeldResponse, SnapshotChunk,
+    Start, SubscribeRequest, SubscribeResponse, WriteRequest, WriteResponse, hello, subscribe_request,
 };
 use prost::Message as _;
 use tokio::io::copy_bidirectional;
@@ -34,6 +34,7 @@ pub(crate) struct ScriptedReplica {
     pub(crate) gets: mpsc::Receiver<GetCall>,
     pub(crate) lists: mpsc::Receiver<ListCall>,
     pub(crate) subscribes: mpsc::Receiver<SubscribeCall>,
+    pub(crate) reports: mpsc::Receiver<ReportCall>,
     _server: JoinSet<()>,
 }
 
@@ -46,6 +47,11 @@ pub(crate) struct WriteCall {
 pub(crate) struct GetCall {
     pub(crate) request: GetRequest,
     pub(crate) answer: oneshot::Sender<Result<Response<GetResponse>, Status>>,
+}
+
+pub(crate) struct ReportCall {
+    pub(crate) request: ReportActivityRequest,
+    pub(crate) answer: oneshot::Sender<Result<Response<ReportActivityResponse>, Status>>,
 }
 
 pub(crate) struct ListCall {
@@ -97,11 +103,13 @@ impl ScriptedReplica {
         let (gets_in, gets) = mpsc::channel(16);
         let (lists_in, lists) = mpsc::channel(16);
         let (subscribes_in, subscribes) = mpsc::channel(16);
+        let (reports_in, reports) = mpsc::channel(16);
         let doors = Doors {
             writes: writes_in,
             gets: gets_in,
             lists: lists_in,
             subscribes: subscribes_in,
+            reports: reports_in,
         };
         let server = Server::builder().add_service(RoutesServer::new(doors));
         let mut tasks = JoinSet::new();
@@ -117,6 +125,7 @@ impl ScriptedReplica {
             gets,
             lists,
             subscribes,
+            reports,
             _server: tasks,
         }
     }
@@ -162,6 +171,7 @@ struct Doors {
     gets: mpsc::Sender<GetCall>,
     lists: mpsc::Sender<ListCall>,
     subscribes: mpsc::Sender<SubscribeCall>,
+    reports: mpsc::Sender<ReportCall>,
 }
 
 fn lost() -> Status {
@@ -195,6 +205,19 @@ impl Routes for Doors {
         let (answer, answered) = oneshot::channel();
         let request = request.into_inner();
         self.gets.send(GetCall { request, answer }).await.map_err(|_| lost())?;
+        answered.await.unwrap_or_else(|_| Err(lost()))
+    }
+
+    async fn report_activity(
+        &self,
+        request: Request<ReportActivityRequest>,
+    ) -> Result<Response<ReportActivityResponse>, Status> {
+        let (answer, answered) = oneshot::channel();
+        let request = request.into_inner();
+        self.reports
+            .send(ReportCall { request, answer })
+            .await
+            .map_err(|_| lost())?;
         answered.await.unwrap_or_else(|_| Err(lost()))
     }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use holdfast_table::{Entry, Route};
+use holdfast_wire::timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -137,6 +138,8 @@ pub struct RouteJson {
     data: Box<RawValue>,
     namespace: String,
     mod_revision: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_activity: Option<String>,
 }
 
 impl RouteJson {
@@ -149,7 +152,14 @@ impl RouteJson {
             data: RawValue::from_string(data).unwrap_or_else(|_| RawValue::NULL.to_owned()),
             namespace: route.namespace.as_str().to_owned(),
             mod_revision,
+            last_activity: None,
         }
+    }
+
+    /// Says when it was last active; 0: nobody knows.
+    pub fn active_at(mut self, unix_ms: u64) -> Self {
+        self.last_activity = (unix_ms != 0).then(|| timestamp::to_text(unix_ms));
+        self
     }
 }
 
@@ -180,5 +190,7 @@ mod tests {
             serde_json::to_string(&RouteJson::from(&entry)).unwrap(),
             r#"{"routespec":"/user/a/","target":"http://10.0.0.1:1","data":{"n": 1.000000000000000000001,  "a": "x\n"},"namespace":"default","mod_revision":3}"#
         );
+        let json = serde_json::to_value(RouteJson::from(&entry).active_at(1)).unwrap();
+        assert_eq!(json["last_activity"], "1970-01-01T00:00:00.001Z");
     }
 }

@@ -1,5 +1,6 @@
 //! One member of the cluster: keeps the table in a replicated log and hands it to those who follow it.
 
+mod activity;
 pub mod backup;
 pub mod config;
 mod consensus;

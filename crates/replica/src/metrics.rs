@@ -1,8 +1,8 @@
 //! Every metric of a replica, with its unit.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use holdfast_wire::proto;
@@ -19,6 +19,19 @@ type Count = Gauge<u64, AtomicU64>;
 /// What happens again and again is worth one line of the log in so much time.
 const SAID_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
+const API_CALLS: [&str; 3] = ["api_route_get", "api_route_add", "api_route_delete"];
+
+/// What a call of configurable-http-proxy's API has done.
+#[derive(Clone, Copy, Debug)]
+pub enum ApiCall {
+    /// Shown routes.
+    Get,
+    /// Added or replaced one.
+    Add,
+    /// Removed one.
+    Delete,
+}
+
 /// Counted as it happens; positions are read when somebody looks.
 pub struct Metrics {
     registry: Registry,
@@ -26,6 +39,9 @@ pub struct Metrics {
     write_seconds: Histogram,
     snapshots_sent: Counter,
     digests_differed: Counter,
+    /// Of configurable-http-proxy's API: answers by status, and routes by what was done with them.
+    api_answers: Mutex<BTreeMap<u16, u64>>,
+    api_routes: [AtomicU64; API_CALLS.len()],
     peer_calls_refused: Family<[(&'static str, &'static str); 1], Counter>,
     refusals_said: Mutex<HashMap<&'static str, Instant>>,
     retired: Count,
@@ -117,6 +133,8 @@ impl Default for Metrics {
             write_seconds,
             snapshots_sent,
             digests_differed,
+            api_answers: Mutex::default(),
+            api_routes: Default::default(),
             peer_calls_refused,
             refusals_said: Mutex::default(),
             retired,
@@ -142,6 +160,31 @@ impl Metrics {
             .get_or_create(&[("outcome", if ok { "ok" } else { "error" })])
             .inc();
         self.write_seconds.observe(duration.as_secs_f64());
+    }
+
+    /// A call of configurable-http-proxy's API was answered; `done` is what it has done.
+    pub fn api_answered(&self, status: u16, done: Option<ApiCall>) {
+        *self
+            .api_answers
+            .lock()
+            .expect("nobody panics with it")
+            .entry(status)
+            .or_default() += 1;
+        if let Some(done) = done {
+            self.api_routes[done as usize].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Under configurable-http-proxy's names, which lack what a counter's must end with.
+    pub fn push_api(&self, text: &mut String) {
+        for (name, count) in API_CALLS.iter().zip(&self.api_routes) {
+            let count = count.load(Ordering::Relaxed);
+            text.push_str(&format!("# TYPE {name} unknown\n{name} {count}\n"));
+        }
+        text.push_str("# TYPE requests_api unknown\n");
+        for (status, count) in &*self.api_answers.lock().expect("nobody panics with it") {
+            text.push_str(&format!("requests_api{{status=\"{status}\"}} {count}\n"));
+        }
     }
 
     /// Another replica had another table at the same revision.
@@ -184,6 +227,10 @@ impl Metrics {
         let mut text = String::new();
         // Writing to a String does not fail.
         let _ = encode(&mut text, &self.registry);
+        const END: &str = "# EOF\n";
+        text.truncate(text.strip_suffix(END).map_or(text.len(), str::len));
+        self.push_api(&mut text);
+        text.push_str(END);
         text
     }
 }

@@ -22,6 +22,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 
+use crate::activity;
 use crate::config::{ConfigError, PeerAddress, ReplicaConfig};
 use crate::consensus::bootstrap::{self, Introduction, Misplaced, is_member};
 use crate::consensus::membership;
@@ -353,6 +354,12 @@ impl Replica {
             .unwrap_or_else(|_| self.config.listen_client.clone())
     }
 
+    /// Adds what it counts of configurable-http-proxy's API to metrics, as lines under that program's names.
+    pub fn api_metrics(&self) -> impl Fn(&mut String) + Send + Sync + use<> {
+        let context = self.context.clone();
+        move |text| context.metrics.push_api(text)
+    }
+
     /// Serves until `shutdown`, then drains: the leadership moves, streams are told to go elsewhere, calls end.
     ///
     /// # Errors
@@ -450,6 +457,7 @@ pub(crate) async fn attend(config: &ReplicaConfig, context: &Arc<Context>, conse
         never = consensus.look_after_holds() => match never {},
         never = serve(context, consensus) => match never {},
         never = correct_address(context, consensus) => match never {},
+        never = activity::share(context.clone(), consensus.clone()) => match never {},
     }
 }
 

@@ -23,6 +23,7 @@ use tokio_util::task::TaskTracker;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 
+use crate::activity::Activity;
 use crate::consensus::Consensus;
 use crate::consensus::bootstrap::Introduction;
 use crate::feed::Feed;
@@ -46,6 +47,8 @@ pub struct Context {
     pub consensus: watch::Sender<Option<Consensus>>,
     /// Its subscribers.
     pub feed: Arc<Feed>,
+    /// When its routes were last active.
+    pub activity: Activity,
     /// What it counts.
     pub metrics: Metrics,
     /// Bounds the writes under way.
@@ -71,6 +74,7 @@ impl Context {
             disk_sync,
             consensus: watch::Sender::new(None),
             feed: Arc::default(),
+            activity: Activity::default(),
             metrics: Metrics::default(),
             admission: Admission::default(),
             caught_up: AtomicBool::new(false),

@@ -1,6 +1,7 @@
 //! TryFrom on the way in, From on the way out.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use holdfast_table::{
     Batch, BatchError, Change, Command, Delta, Entry, FieldError, Hold, HoldPolicy, HubEpoch, HubId, Namespace,
@@ -59,6 +60,7 @@ impl From<&Route> for proto::Route {
             namespace: route.namespace.as_str().to_owned(),
             mod_revision: 0,
             hold: None,
+            last_activity_ms: 0,
         }
     }
 }
@@ -141,6 +143,39 @@ impl TryFrom<&proto::SettleHeldRequest> for (Settlement, Vec<(RouteSpec, Revisio
             .iter()
             .map(|route| Ok((RouteSpec::parse(&route.routespec)?, Revision(route.mod_revision))));
         Ok((settlement, routes.collect::<Result<_, FieldError>>()?))
+    }
+}
+
+/// How long ago a version of a route was active, by somebody's account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteActivity {
+    /// The route.
+    pub spec: RouteSpec,
+    /// The revision that wrote the version.
+    pub modified: Revision,
+    /// Not a time, for clocks differ.
+    pub age: Duration,
+}
+
+impl TryFrom<&proto::RouteActivity> for RouteActivity {
+    type Error = FieldError;
+
+    fn try_from(activity: &proto::RouteActivity) -> Result<Self, FieldError> {
+        Ok(RouteActivity {
+            spec: RouteSpec::parse(&activity.routespec)?,
+            modified: Revision(activity.mod_revision),
+            age: Duration::from_millis(activity.age_ms),
+        })
+    }
+}
+
+impl From<&RouteActivity> for proto::RouteActivity {
+    fn from(activity: &RouteActivity) -> Self {
+        proto::RouteActivity {
+            routespec: activity.spec.as_str().to_owned(),
+            mod_revision: activity.modified.0,
+            age_ms: u64::try_from(activity.age.as_millis()).unwrap_or(u64::MAX),
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod convert;
 pub mod errors;
+pub mod timestamp;
 
 /// The messages and services of `proto/`, as generated.
 #[allow(

@@ -7,20 +7,22 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Route(_message.Message):
-    __slots__ = ("routespec", "target", "data", "namespace", "mod_revision", "hold")
+    __slots__ = ("routespec", "target", "data", "namespace", "mod_revision", "hold", "last_activity_ms")
     ROUTESPEC_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     MOD_REVISION_FIELD_NUMBER: _ClassVar[int]
     HOLD_FIELD_NUMBER: _ClassVar[int]
+    LAST_ACTIVITY_MS_FIELD_NUMBER: _ClassVar[int]
     routespec: str
     target: str
     data: str
     namespace: str
     mod_revision: int
     hold: Hold
-    def __init__(self, routespec: _Optional[str] = ..., target: _Optional[str] = ..., data: _Optional[str] = ..., namespace: _Optional[str] = ..., mod_revision: _Optional[int] = ..., hold: _Optional[_Union[Hold, _Mapping]] = ...) -> None: ...
+    last_activity_ms: int
+    def __init__(self, routespec: _Optional[str] = ..., target: _Optional[str] = ..., data: _Optional[str] = ..., namespace: _Optional[str] = ..., mod_revision: _Optional[int] = ..., hold: _Optional[_Union[Hold, _Mapping]] = ..., last_activity_ms: _Optional[int] = ...) -> None: ...
 
 class Hold(_message.Message):
     __slots__ = ("since_ms", "until_ms")
@@ -131,6 +133,26 @@ class SettleHeldResponse(_message.Message):
     revision: int
     settled: int
     def __init__(self, revision: _Optional[int] = ..., settled: _Optional[int] = ...) -> None: ...
+
+class ReportActivityRequest(_message.Message):
+    __slots__ = ("routes",)
+    ROUTES_FIELD_NUMBER: _ClassVar[int]
+    routes: _containers.RepeatedCompositeFieldContainer[RouteActivity]
+    def __init__(self, routes: _Optional[_Iterable[_Union[RouteActivity, _Mapping]]] = ...) -> None: ...
+
+class RouteActivity(_message.Message):
+    __slots__ = ("routespec", "mod_revision", "age_ms")
+    ROUTESPEC_FIELD_NUMBER: _ClassVar[int]
+    MOD_REVISION_FIELD_NUMBER: _ClassVar[int]
+    AGE_MS_FIELD_NUMBER: _ClassVar[int]
+    routespec: str
+    mod_revision: int
+    age_ms: int
+    def __init__(self, routespec: _Optional[str] = ..., mod_revision: _Optional[int] = ..., age_ms: _Optional[int] = ...) -> None: ...
+
+class ReportActivityResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class GetRequest(_message.Message):
     __slots__ = ("routespec",)

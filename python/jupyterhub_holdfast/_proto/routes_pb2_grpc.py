@@ -58,6 +58,11 @@ class RoutesStub(object):
                 request_serializer=holdfast_dot_v1_dot_routes__pb2.SettleHeldRequest.SerializeToString,
                 response_deserializer=holdfast_dot_v1_dot_routes__pb2.SettleHeldResponse.FromString,
                 )
+        self.ReportActivity = channel.unary_unary(
+                '/holdfast.v1.Routes/ReportActivity',
+                request_serializer=holdfast_dot_v1_dot_routes__pb2.ReportActivityRequest.SerializeToString,
+                response_deserializer=holdfast_dot_v1_dot_routes__pb2.ReportActivityResponse.FromString,
+                )
         self.Subscribe = channel.stream_stream(
                 '/holdfast.v1.Routes/Subscribe',
                 request_serializer=holdfast_dot_v1_dot_routes__pb2.SubscribeRequest.SerializeToString,
@@ -132,6 +137,14 @@ class RoutesServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportActivity(self, request, context):
+        """A proxy tells the replica that it follows when its routes were last active (see below). Kept beside the log, by the
+        replica that was told and soon by the others; OK means that this one has taken it in.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Subscribe(self, request_iterator, context):
         """Follows the table. See the comment above SubscribeRequest for order, gaps and reconnects.
         """
@@ -166,6 +179,11 @@ def add_RoutesServicer_to_server(servicer, server):
                     servicer.SettleHeld,
                     request_deserializer=holdfast_dot_v1_dot_routes__pb2.SettleHeldRequest.FromString,
                     response_serializer=holdfast_dot_v1_dot_routes__pb2.SettleHeldResponse.SerializeToString,
+            ),
+            'ReportActivity': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportActivity,
+                    request_deserializer=holdfast_dot_v1_dot_routes__pb2.ReportActivityRequest.FromString,
+                    response_serializer=holdfast_dot_v1_dot_routes__pb2.ReportActivityResponse.SerializeToString,
             ),
             'Subscribe': grpc.stream_stream_rpc_method_handler(
                     servicer.Subscribe,
@@ -283,6 +301,23 @@ class Routes(object):
         return grpc.experimental.unary_unary(request, target, '/holdfast.v1.Routes/SettleHeld',
             holdfast_dot_v1_dot_routes__pb2.SettleHeldRequest.SerializeToString,
             holdfast_dot_v1_dot_routes__pb2.SettleHeldResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ReportActivity(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/holdfast.v1.Routes/ReportActivity',
+            holdfast_dot_v1_dot_routes__pb2.ReportActivityRequest.SerializeToString,
+            holdfast_dot_v1_dot_routes__pb2.ReportActivityResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

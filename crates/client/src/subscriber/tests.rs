@@ -1,7 +1,9 @@
 use super::*;
+use crate::activity::ActivitySource;
 use crate::testing::{Relay, ScriptedReplica, SubscribeCall, bookmark, delta, hello, snapshot, soon, table};
+use holdfast_wire::convert::RouteActivity;
 use holdfast_wire::proto::hello::Mode;
-use holdfast_wire::proto::{GoAway, go_away};
+use holdfast_wire::proto::{GoAway, ReportActivityResponse, go_away};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
@@ -348,4 +350,121 @@ async fn a_cancelled_subscriber_ends_and_leaves_its_table() {
     };
     soon(async { tokio::join!(subscriber.run(shutdown.clone()), script) }).await;
     assert_eq!(live.load().unwrap().revision(), Revision(10));
+}
+
+/// Everything that is known, and what of it is new.
+#[derive(Default)]
+struct Known {
+    all: std::sync::Mutex<Vec<RouteActivity>>,
+    news: std::sync::Mutex<Vec<RouteActivity>>,
+}
+
+impl Known {
+    fn active(&self, spec: &str) {
+        let activity = RouteActivity {
+            spec: holdfast_table::RouteSpec::parse(spec).unwrap(),
+            modified: Revision(1),
+            age: Duration::from_millis(700),
+        };
+        self.all.lock().unwrap().push(activity.clone());
+        self.news.lock().unwrap().push(activity);
+    }
+}
+
+impl ActivitySource for Known {
+    fn report(&self, all: bool) -> Vec<RouteActivity> {
+        let news = std::mem::take(&mut *self.news.lock().unwrap());
+        if all { self.all.lock().unwrap().clone() } else { news }
+    }
+}
+
+fn reporting(subscriber: Subscriber) -> (Subscriber, Arc<Known>) {
+    let known = Arc::new(Known::default());
+    let subscriber = subscriber.reporting(Reports {
+        source: known.clone(),
+        interval: Duration::from_millis(20),
+    });
+    (subscriber, known)
+}
+
+async fn reported(replica: &mut ScriptedReplica, good: bool) -> Vec<String> {
+    let call = soon(replica.reports.recv()).await.unwrap();
+    let answer = match good {
+        true => Ok(tonic::Response::new(ReportActivityResponse {})),
+        false => Err(Status::unavailable("not now")),
+    };
+    // Fails if the subscriber has left, which shows in what it does next.
+    let _ = call.answer.send(answer);
+    call.request.routes.into_iter().map(|route| route.routespec).collect()
+}
+
+#[tokio::test]
+async fn activity_is_told_once_and_all_of_it_to_whom_it_may_be_new() {
+    let mut a = ScriptedReplica::start().await;
+    let (subscriber, known) = reporting(configured(&[a.address.as_str()], Some(table(1, 2))));
+    known.active("/user/1/");
+    let _running = started(subscriber);
+    let call = a.subscribe().await;
+    call.send([hello(Mode::Resume, CLUSTER, 1, 2)]).await;
+    assert_eq!(reported(&mut a, true).await, ["/user/1/"]);
+    known.active("/user/2/");
+    assert_eq!(reported(&mut a, true).await, ["/user/2/"]);
+    // Nobody knows whether a call that failed was heard.
+    known.active("/user/1/");
+    assert_eq!(reported(&mut a, false).await, ["/user/1/"]);
+    let all = ["/user/1/", "/user/2/", "/user/1/"];
+    assert_eq!(reported(&mut a, true).await, all);
+    // A replica that ends a stream may have started anew by the next one.
+    drop(call);
+    let call = a.subscribe().await;
+    call.send([hello(Mode::Resume, CLUSTER, 1, 2)]).await;
+    assert_eq!(reported(&mut a, true).await, all);
+}
+
+#[tokio::test]
+async fn a_subscriber_that_ends_says_what_it_has_not_said_yet() {
+    let mut a = ScriptedReplica::start().await;
+    let subscriber = configured(&[a.address.as_str()], Some(table(1, 2)));
+    let known = Arc::new(Known::default());
+    let subscriber = subscriber.reporting(Reports {
+        source: known.clone(),
+        interval: Duration::from_secs(3600),
+    });
+    let mut freshness = subscriber.freshness();
+    let shutdown = CancellationToken::new();
+    let mut task = JoinSet::new();
+    task.spawn(subscriber.run(shutdown.clone()));
+    let call = a.subscribe().await;
+    call.send([hello(Mode::Resume, CLUSTER, 1, 2)]).await;
+    soon(freshness.wait_for(|freshness| freshness.connected)).await.unwrap();
+    known.active("/user/1/");
+    shutdown.cancel();
+    assert_eq!(reported(&mut a, true).await, ["/user/1/"]);
+    soon(task.join_next()).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_report_comes_in_calls_of_a_bounded_size() {
+    let mut a = ScriptedReplica::start().await;
+    let (subscriber, known) = reporting(configured(&[a.address.as_str()], Some(table(1, 2))));
+    let long = "x".repeat(4_000);
+    let specs: Vec<String> = (0..100_000)
+        .map(|n| match n % 100 {
+            0 => format!("/user/{n}/{long}/"),
+            _ => format!("/user/{n}/"),
+        })
+        .collect();
+    specs.iter().for_each(|spec| known.active(spec));
+    let _running = started(subscriber);
+    let call = a.subscribe().await;
+    call.send([hello(Mode::Resume, CLUSTER, 1, 2)]).await;
+    let mut told = Vec::new();
+    while told.len() < specs.len() {
+        let some = reported(&mut a, true).await;
+        assert!(some.len() <= 10_000);
+        let bytes: usize = some.iter().map(String::len).sum();
+        assert!(bytes <= 1024 * 1024 + long.len(), "{bytes}");
+        told.extend(some);
+    }
+    assert!(told == specs, "each of them once");
 }

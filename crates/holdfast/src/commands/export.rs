@@ -162,6 +162,7 @@ mod tests {
                     modified: Revision(1),
                 })
                 .collect(),
+            last_activity_ms: Vec::new(),
             holds: Vec::new(),
         };
         let exported = document(&listing).unwrap();

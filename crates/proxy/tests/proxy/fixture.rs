@@ -62,6 +62,8 @@ pub struct Replica {
     pub subscribes: Arc<AtomicUsize>,
     /// Routes, and the revisions of them, of which it was told that their targets refuse connections.
     pub refused: Arc<Mutex<Vec<(String, u64)>>>,
+    /// What it was told of the routes' activity.
+    pub activity: Arc<Mutex<Vec<proto::RouteActivity>>>,
     table: watch::Sender<Table>,
     tasks: JoinSet<()>,
 }
@@ -76,11 +78,12 @@ impl Replica {
         let address = listener.local_addr().unwrap();
         let table = watch::Sender::new(table);
         let subscribes = Arc::new(AtomicUsize::new(0));
-        let refused = Arc::default();
+        let (refused, activity) = (Arc::default(), Arc::default());
         let service = RoutesServer::new(Script {
             table: table.subscribe(),
             subscribes: subscribes.clone(),
             refused: Arc::clone(&refused),
+            activity: Arc::clone(&activity),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
@@ -94,6 +97,7 @@ impl Replica {
             address,
             subscribes,
             refused,
+            activity,
             table,
             tasks,
         }
@@ -114,6 +118,7 @@ struct Script {
     table: watch::Receiver<Table>,
     subscribes: Arc<AtomicUsize>,
     refused: Arc<Mutex<Vec<(String, u64)>>>,
+    activity: Arc<Mutex<Vec<proto::RouteActivity>>>,
 }
 
 #[tonic::async_trait]
@@ -134,6 +139,14 @@ impl Routes for Script {
         _: Request<proto::SettleHeldRequest>,
     ) -> Result<Response<proto::SettleHeldResponse>, Status> {
         Err(Status::unimplemented("a proxy decides nothing"))
+    }
+
+    async fn report_activity(
+        &self,
+        request: Request<proto::ReportActivityRequest>,
+    ) -> Result<Response<proto::ReportActivityResponse>, Status> {
+        self.activity.lock().unwrap().extend(request.into_inner().routes);
+        Ok(Response::new(proto::ReportActivityResponse {}))
     }
 
     async fn get(&self, _: Request<proto::GetRequest>) -> Result<Response<proto::GetResponse>, Status> {

@@ -19,11 +19,11 @@ use axum::response::{IntoResponse, Response};
 use holdfast_table::route::{DATA_BYTES_MAX, SPEC_BYTES_MAX};
 use holdfast_table::{Entry, Namespace, RouteSpec};
 use holdfast_tls::{ServerTls, Tokens};
-use holdfast_wire::proto;
 use holdfast_wire::proto::routes_server::Routes as _;
+use holdfast_wire::{proto, timestamp};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, to_raw_value};
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
@@ -31,6 +31,7 @@ use self::form::Object;
 use super::Context;
 use super::routes::RoutesService;
 use crate::listen::Address;
+use crate::metrics::ApiCall;
 use crate::storage::state_machine::Position;
 
 const ROUTES: &str = "/api/routes";
@@ -66,7 +67,17 @@ pub fn router(context: Arc<Context>, config: ChpApiConfig) -> Router {
 }
 
 async fn answer(State(api): State<Arc<ChpApi>>, request: Request) -> Response {
-    api.answer(request).await.unwrap_or_else(IntoResponse::into_response)
+    let call = match *request.method() {
+        Method::GET => Some(ApiCall::Get),
+        Method::POST => Some(ApiCall::Add),
+        Method::DELETE => Some(ApiCall::Delete),
+        _ => None,
+    };
+    let answer = api.answer(request).await.unwrap_or_else(IntoResponse::into_response);
+    let status = answer.status();
+    let done = call.filter(|_| status.is_success());
+    api.context.metrics.api_answered(status.as_u16(), done);
+    answer
 }
 
 struct ChpApi {
@@ -131,17 +142,16 @@ impl ChpApi {
     }
 
     async fn list(&self, query: Option<&str>) -> Result<Response, Refusal> {
-        let filters =
-            |name| query.is_some_and(|query| query.split('&').any(|pair| pair.split('=').next() == Some(name)));
-        if filters("inactiveSince") || filters("inactive_since") {
-            let message = "inactiveSince: the activity of routes is not known here; ask without it";
-            return Err(Refusal::new(StatusCode::NOT_IMPLEMENTED, message));
-        }
+        let inactive_since = query.map_or(Ok(None), inactive_since)?;
         let position = self.read().await?;
         let state = &position.state;
         let shown = |entry: &&Arc<Entry>| self.is_ours(entry) && !state.holds.contains(entry.route.spec.key());
+        // A route that nothing is known of is not idle.
+        let idle = |at_ms: u64| inactive_since.is_none_or(|since| at_ms != 0 && at_ms < since);
         let entries = state.table.iter().filter(shown);
-        let routes = entries.map(|entry| Ok((form::path(&entry.route.spec), object(entry)?)));
+        let entries = entries.map(|entry| (entry, self.context.activity.unix_ms(entry)));
+        let entries = entries.filter(|(_, at_ms)| idle(*at_ms));
+        let routes = entries.map(|(entry, at_ms)| Ok((form::path(&entry.route.spec), object(entry, at_ms)?)));
         json(&routes.collect::<Result<BTreeMap<_, _>, Refusal>>()?)
     }
 
@@ -149,7 +159,8 @@ impl ChpApi {
         let spec = self.spec(path)?;
         let position = self.read().await?;
         let entry = position.state.shown(spec.key()).filter(|entry| self.is_ours(entry));
-        json(&object(entry.ok_or_else(missing)?)?)
+        let entry = entry.ok_or_else(missing)?;
+        json(&object(entry, self.context.activity.unix_ms(entry))?)
     }
 
     async fn post(&self, path: &str, body: Body) -> Result<Response, Refusal> {
@@ -238,11 +249,29 @@ fn missing() -> Refusal {
     Refusal::new(StatusCode::NOT_FOUND, "")
 }
 
-fn object(entry: &Entry) -> Result<Object, Refusal> {
-    form::object(&entry.route).map_err(|error| {
+fn object(entry: &Entry, last_activity_ms: u64) -> Result<Object, Refusal> {
+    let mut object = form::object(&entry.route).map_err(|error| {
         let message = format!("data of {}: {error}", entry.route.spec);
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, message)
-    })
+    })?;
+    if last_activity_ms != 0 {
+        let moment = to_raw_value(&timestamp::to_text(last_activity_ms))?;
+        object.insert("last_activity".into(), moment);
+    }
+    Ok(object)
+}
+
+/// The moment since which routes must have been idle to be listed, if the query names one.
+fn inactive_since(query: &str) -> Result<Option<u64>, Refusal> {
+    let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+    let named = pairs.find(|(name, _)| matches!(*name, "inactiveSince" | "inactive_since"));
+    let Some((_, text)) = named else { return Ok(None) };
+    let text = percent_decode_str(text).decode_utf8_lossy();
+    let moment = timestamp::parse(&text).ok_or_else(|| {
+        let message = format!("Invalid datestamp '{text}' must be ISO8601.");
+        Refusal::new(StatusCode::BAD_REQUEST, message)
+    })?;
+    Ok(Some(moment))
 }
 
 fn json(answer: &impl Serialize) -> Result<Response, Refusal> {

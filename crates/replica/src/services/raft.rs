@@ -16,6 +16,7 @@ use openraft::storage::Snapshot;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{Context, protocol_error};
+use crate::activity;
 use crate::consensus::types::{
     SnapshotMeta, TypeConfig, ballot_in, ballot_out, entry_in, log_id_in, log_id_out, stored_membership_in,
 };
@@ -308,6 +309,26 @@ impl Raft for RaftService {
         };
         Ok(Response::new(proto::CompareResponse {
             digest: digest.map_or_else(Default::default, |digest| digest.to_bytes().to_vec().into()),
+        }))
+    }
+
+    async fn share_activity(
+        &self,
+        request: Request<proto::ShareActivityRequest>,
+    ) -> Result<Response<proto::ShareActivityResponse>, Status> {
+        const PATIENCE: Duration = Duration::from_secs(1);
+        let now_ms = self.0.activity.now_ms();
+        let request = request.into_inner();
+        let consensus = self.admit(request.peer.as_ref())?;
+        let published = consensus.published();
+        let mut applied = published.applied();
+        let reached = applied.wait_for(|_| published.load().state.table.revision().0 >= request.revision);
+        if !matches!(tokio::time::timeout(PATIENCE, reached).await, Ok(Ok(_))) {
+            return Err(Reason::NotReady.status("this replica is behind the caller: tell it again"));
+        }
+        activity::take_in(&self.0, &consensus, now_ms, request.routes).await?;
+        Ok(Response::new(proto::ShareActivityResponse {
+            run: self.0.activity.run,
         }))
     }
 }

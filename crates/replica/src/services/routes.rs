@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _};
 use holdfast_table::{
-    Command, Entry, Epoch, Holds, HubEpoch, HubId, Namespace, Revision, RouteSpec, Settlement, Written,
+    Change, Command, Entry, Epoch, Holds, HubEpoch, HubId, Namespace, Revision, RouteSpec, Settlement, Written,
 };
+use holdfast_wire::convert::RouteActivity;
 use holdfast_wire::errors::{self, Reason};
 use holdfast_wire::proto;
 use holdfast_wire::proto::command::Command as Content;
@@ -21,6 +22,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{Context, hint, hinted, patience};
+use crate::activity;
 use crate::consensus::network::{MESSAGE_BYTES_MAX, raft_client};
 use crate::consensus::{Consensus, ProposeError};
 use crate::feed::ProxyProgress;
@@ -57,7 +59,10 @@ impl Routes for RoutesService {
         let entry = consensus.stamped(Content::Write(write));
         let propose = || async {
             match consensus.propose(&command, &entry, retry, deadline).await {
-                Ok(written) => Ok(self.answer(&consensus, wait_for_proxies_ms, written).await),
+                Ok(written) => {
+                    self.begins(&consensus, &command, &written);
+                    Ok(self.answer(&consensus, wait_for_proxies_ms, written).await)
+                }
                 Err(error) => Err(error),
             }
         };
@@ -135,7 +140,10 @@ impl Routes for RoutesService {
             .map_err(|error| no_leader(&consensus, &error.to_string()))?;
         let table = &position.state.table;
         let mut response = Response::new(proto::GetResponse {
-            route: position.state.shown(spec.key()).map(|entry| entry.as_ref().into()),
+            route: position.state.shown(spec.key()).map(|entry| proto::Route {
+                last_activity_ms: self.0.activity.unix_ms(entry),
+                ..entry.as_ref().into()
+            }),
             revision: table.revision().0,
             epoch: table.epoch().0,
         });
@@ -174,6 +182,7 @@ impl Routes for RoutesService {
             digest: table.digest().to_bytes().to_vec().into(),
         };
         let pages = Pages {
+            context: self.0.clone(),
             head,
             holds: holds.clone(),
             entries: entries.into_iter(),
@@ -182,6 +191,16 @@ impl Routes for RoutesService {
         let mut response = Response::new(futures_util::stream::iter(pages).map(Ok).boxed() as Self::ListStream);
         hint(response.metadata_mut(), &consensus);
         Ok(response)
+    }
+
+    async fn report_activity(
+        &self,
+        request: Request<proto::ReportActivityRequest>,
+    ) -> Result<Response<proto::ReportActivityResponse>, Status> {
+        let consensus = self.0.ready()?;
+        let now_ms = self.0.activity.now_ms();
+        activity::take_in(&self.0, &consensus, now_ms, request.into_inner().routes).await?;
+        Ok(Response::new(proto::ReportActivityResponse {}))
     }
 
     type SubscribeStream = Pin<Box<dyn Stream<Item = Result<proto::SubscribeResponse, Status>> + Send>>;
@@ -263,6 +282,23 @@ impl RoutesService {
             true => Reason::Unknown.status(format!("{ended} before the write was decided")),
             false => Reason::NoLeader.status(format!("nothing was written: {ended}; ask another one")),
         })
+    }
+
+    /// A route that was written is active, as under configurable-http-proxy; one that was there already is not more so.
+    fn begins(&self, consensus: &Consensus, command: &Command, written: &Written) {
+        if !written.changed {
+            return;
+        }
+        let puts = command.batch.changes().iter().filter_map(|change| match change {
+            Change::Put(route) => Some(RouteActivity {
+                spec: route.spec.clone(),
+                modified: written.revision,
+                age: Duration::ZERO,
+            }),
+            Change::Delete(_) => None,
+        });
+        let activity = &self.0.activity;
+        activity.merge(&consensus.published().load().state.table, activity.now_ms(), puts);
     }
 
     /// The answer to a decided write, after waiting for the proxies of all replicas.
@@ -395,6 +431,7 @@ fn no_leader(consensus: &Consensus, message: &str) -> Status {
 }
 
 struct Pages {
+    context: Arc<Context>,
     head: proto::ListResponse,
     holds: Holds,
     entries: std::vec::IntoIter<Arc<Entry>>,
@@ -410,7 +447,10 @@ impl Iterator for Pages {
         while bytes < PAGE_BYTES
             && let Some(entry) = self.entries.next()
         {
-            let route = route_out(&entry, &self.holds);
+            let route = proto::Route {
+                last_activity_ms: self.context.activity.unix_ms(&entry),
+                ..route_out(&entry, &self.holds)
+            };
             bytes += route.encoded_len();
             page.routes.push(route);
         }

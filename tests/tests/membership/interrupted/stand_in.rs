@@ -132,4 +132,11 @@ impl Raft for Blank {
     async fn compare(&self, _: Request<CompareRequest>) -> Result<Response<CompareResponse>, Status> {
         blank()
     }
+
+    async fn share_activity(
+        &self,
+        _: Request<ShareActivityRequest>,
+    ) -> Result<Response<ShareActivityResponse>, Status> {
+        blank()
+    }
 }
