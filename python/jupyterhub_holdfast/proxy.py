@@ -10,6 +10,7 @@ import socket
 import sysconfig
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 from weakref import WeakKeyDictionary
@@ -400,10 +401,13 @@ class HoldfastProxy(Proxy):
             self._report_lagging(f"Route {routespec} deleted", written)
 
     async def get_all_routes(self) -> TableRoutes:
-        """This hub's routes as of now. Raises when the cluster cannot say; an empty answer means an empty table."""
+        """This hub's routes as of now. Raises when the cluster cannot say; an empty answer means an empty table.
+
+        Their data tell when they were last active (`last_activity`), if a proxy has seen it or the route was written lately.
+        """
         start = time.perf_counter()
         routes = TableRoutes()
-        for page in await self.client.pages(_as_table_routes):
+        for page in await self.client.pages(_as_listed_routes):
             routes.take(page)
         PROXY_POLL_DURATION_SECONDS.observe(time.perf_counter() - start)
         return routes
@@ -692,6 +696,17 @@ def _as_table_routes(listed: Sequence[routes_pb2.Route]) -> TableRoutes:
         routespec = route.routespec
         routes[routespec] = {"routespec": routespec, "target": route.target, "data": of_route}
         routes.mod_revisions[routespec] = route.mod_revision
+    return routes
+
+
+def _as_listed_routes(listed: Sequence[routes_pb2.Route]) -> TableRoutes:
+    listed = list(listed)
+    routes = _as_table_routes(listed)
+    for route in listed:
+        if route.last_activity_ms:
+            moment = datetime.fromtimestamp(route.last_activity_ms / 1000, timezone.utc)
+            text = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            routes[route.routespec]["data"]["last_activity"] = text
     return routes
 
 

@@ -214,6 +214,13 @@ def fetch(url, method="GET", body=None, host=None, ca=None):
             return Answer(e.code, e.headers, e.read())
 
 
+def as_written(routes):
+    """Without `last_activity`: no data of the hub's, and not known at once by every replica."""
+    for route in routes.values():
+        route["data"].pop("last_activity", None)
+    return routes
+
+
 def until(condition, seconds, what, hub=None):
     """Waits for `condition` to hold; a connection that is refused means not yet."""
     deadline = time.monotonic() + seconds

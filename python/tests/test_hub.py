@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,12 +12,13 @@ import sys
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import quote
 
 import pytest
 from holdfast_up import HoldfastUp, find_holdfast
-from hub import API_TOKEN, Hub, fetch, until
+from hub import API_TOKEN, Hub, as_written, fetch, until
 from jupyterhub.utils import url_escape_path
 from ports import free_ports
 from processes import is_alive
@@ -71,12 +73,28 @@ class TestWithACluster:
             assert f"answer{number}-42" in type_in_terminal(url, "alice", f"answer{number}")
 
     def test_the_hub_reads_back_what_it_wrote(self, hub):
-        routes = hub.routes()
+        routes = as_written(hub.routes())
         assert set(routes) == {"/", "/user/alice/", "/user/alice/second/", "/user/bob/"}
         assert routes["/"]["data"] == {"hub": True}
         assert routes["/"]["target"] == hub.url
         assert routes["/user/alice/second/"]["routespec"] == "/user/alice/second/"
         assert routes["/user/alice/second/"]["data"] == {"user": "alice", "server_name": "second"}
+
+    def test_the_hub_shows_when_a_route_was_last_active_as_configurable_http_proxy_spells_it(self, up, hub):
+        def last_activity():
+            return hub.routes()["/user/bob/"]["data"].get("last_activity")
+
+        until(last_activity, 30, "bob's route is active, for it was written", hub)
+        before = datetime.now(timezone.utc)
+
+        def later():
+            for url in up.public_urls:
+                assert owner(url, "bob") == "bob"
+            moment = last_activity()
+            assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", moment)
+            return before < datetime.fromisoformat(moment.replace("Z", "+00:00")) <= datetime.now(timezone.utc)
+
+        until(later, 30, "what bob does is seen", hub)
 
     def test_a_stopped_server_leaves_every_proxy_and_a_started_one_comes_back(self, up, hub):
         for _ in range(2):
@@ -131,7 +149,7 @@ class TestWithACluster:
         hub.start_server(user, name)
         prefix = f"/user/{url_escape_path(user)}/"
         specs = {prefix, f"{prefix}{url_escape_path(name)}/"}
-        routes = hub.routes()
+        routes = as_written(hub.routes())
         assert {spec for spec in routes if spec.startswith("/user/zo")} == specs
         assert routes[prefix]["data"] == {"user": user, "server_name": ""}
         for url in up.public_urls:

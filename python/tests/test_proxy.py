@@ -6,10 +6,12 @@ import os
 import signal
 import threading
 import time
+from datetime import datetime, timedelta, timezone
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from holdfast_up import HoldfastUp, find_holdfast
-from hub import fetch
+from hub import as_written, fetch
 from hub_stand_in import Hub
 from jupyterhub.utils import url_escape_path
 from ports import free_port, free_ports
@@ -63,6 +65,7 @@ NAMES = [
     "\"'<&>",
 ]
 
+
 # As the hub spells them. And some that it never would, but that are well-formed.
 ROUTESPECS = [
     *(f"/user/{url_escape_path(name)}/" for name in NAMES),
@@ -90,7 +93,7 @@ async def test_routespec_target_and_data_come_back_as_they_were(make_proxy, rout
     target = "http://[::1]:8888/x?y=%20z"
     await proxy.add_route(routespec, target, dict(data))
     expected = {"routespec": routespec, "target": target, "data": data}
-    assert await proxy.get_all_routes() == {routespec: expected}
+    assert as_written(await proxy.get_all_routes()) == {routespec: expected}
     assert await proxy.get_route(routespec) == expected
     assert (await proxy.get_route(routespec))["data"]["yes"] is True
     await proxy.delete_route(routespec)
@@ -107,6 +110,51 @@ async def test_data_of_any_shape_keeps_its_types(make_proxy, data):
     returned = (await proxy.get_route("/a/"))["data"]
     # Not only equal: 0 == False.
     assert json.dumps(returned, sort_keys=True) == json.dumps(data, sort_keys=True)
+
+
+async def test_what_users_do_is_seen_as_last_activity(make_proxy, cluster):
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200 if self.path == "/seen/good" else 404)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    proxy = make_proxy()
+
+    async def active():
+        moment = (await proxy.get_all_routes())["/seen/"]["data"].get("last_activity")
+        return moment and datetime.fromisoformat(moment.replace("Z", "+00:00"))
+
+    async def ask(path):
+        return [(await asyncio.to_thread(fetch, f"{url}{path}")).status for url in cluster.public_urls]
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            start = datetime.now(timezone.utc)
+            await proxy.add_route("/seen/", f"http://127.0.0.1:{server.server_port}", {"user": "seen"})
+            written = await eventually(active, "the route is active, for it was written")
+            assert abs(written - start) < timedelta(seconds=10)
+            # What fails is no activity, or the time until here would be told from what follows by nobody.
+            later = written + timedelta(seconds=5)
+
+            async def failed_for_a_while():
+                assert await ask("/seen/bad") == [404, 404]
+                return datetime.now(timezone.utc) > later + timedelta(seconds=5)
+
+            await eventually(failed_for_a_while, "the time is over")
+            assert await active() < later
+            assert await ask("/seen/good") == [200, 200]
+
+            async def seen():
+                return await active() > later
+
+            await eventually(seen, "what users did is seen")
+        finally:
+            server.shutdown()
 
 
 async def test_names_are_hosts_and_servers_too(make_proxy):
@@ -130,7 +178,7 @@ async def test_one_route_is_found_under_the_spelling_of_the_list_of_all(make_pro
     proxy = make_proxy()
     await proxy.add_route("/user/a@b/", TARGET, {})
     assert await proxy.get_route("/user/a%40b/") is None
-    assert await proxy.get_route("/user/a@b/") == (await proxy.get_all_routes())["/user/a@b/"]
+    assert await proxy.get_route("/user/a@b/") == as_written(await proxy.get_all_routes())["/user/a@b/"]
 
 
 async def test_spellings_of_one_path_do_not_both_become_routes_unnoticed(make_proxy):
@@ -291,7 +339,7 @@ class TestChecks:
         before = await revision(proxy)
         await self.check(proxy)
         assert await revision(proxy) == before + 1
-        routes = await proxy.get_all_routes()
+        routes = as_written(await proxy.get_all_routes())
         assert set(routes) == {
             "/",
             "/user/moved/",
@@ -377,12 +425,12 @@ class TestChecks:
         hub.server("alice", TARGET)
         await self.check(proxy)
         successor = make_proxy(proxy.namespace, hub=hub)
-        before = await successor.get_all_routes()
+        before = as_written(await successor.get_all_routes())
         await self.check(successor)
         for write in (proxy.delete_route("/user/alice/"), proxy.add_route("/late/", TARGET, {})):
             with pytest.raises(Rejected, match="a newer hub has taken over"):
                 await write
-        assert await successor.get_all_routes() == before
+        assert as_written(await successor.get_all_routes()) == before
 
     async def test_a_route_in_another_spelling_is_replaced_and_not_deleted(self, proxy, hub):
         await proxy.add_route("/user/a%40b/", TARGET, {"user": "a@b", "server_name": ""})

@@ -25,7 +25,11 @@ pub(crate) struct Facts {
     pub(crate) metrics: SharedMetrics,
     pub(crate) draining: Arc<Signal>,
     pub(crate) staleness: Arc<Staleness>,
+    pub(crate) more_metrics: Option<MoreMetrics>,
 }
+
+/// Adds lines to the metrics.
+pub(crate) type MoreMetrics = Arc<dyn Fn(&mut String) + Send + Sync>;
 
 impl Facts {
     /// What a ready proxy has: a table, for good. One grown old is no reason to take the whole site away, unless the operator says
@@ -102,9 +106,12 @@ async fn readyz(State(facts): State<Facts>, RawQuery(query): RawQuery) -> Respon
 async fn metrics(State(facts): State<Facts>) -> Response {
     let freshness = facts.freshness.borrow().clone();
     let table = facts.table.load();
-    let text = facts
-        .metrics
-        .render(table.as_deref(), &freshness, facts.draining.is_raised());
+    let draining = facts.draining.is_raised();
+    let text = facts.metrics.render(table.as_deref(), &freshness, draining, |text| {
+        if let Some(more) = &facts.more_metrics {
+            more(text);
+        }
+    });
     let kind = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }

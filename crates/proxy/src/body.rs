@@ -11,7 +11,9 @@ use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::metrics::Active;
+use crate::access_log::Record;
+use crate::activity::Use;
+use crate::metrics::{Active, TargetFailure};
 use crate::targets::Lease;
 
 /// The body of a request to a target.
@@ -19,6 +21,7 @@ pub(crate) struct Upload {
     /// `None`: there is none.
     body: Option<Incoming>,
     progress: Option<Arc<Progress>>,
+    used: Option<Use>,
 }
 
 impl Upload {
@@ -26,11 +29,12 @@ impl Upload {
         Upload {
             body: None,
             progress: None,
+            used: None,
         }
     }
 
     /// What a client sends; the progress is that of a body which is not at its end already.
-    pub(crate) fn relayed(body: Incoming) -> (Self, Option<Arc<Progress>>) {
+    pub(crate) fn relayed(body: Incoming, used: &Use) -> (Self, Option<Arc<Progress>>) {
         if body.is_end_stream() {
             return (Upload::none(), None);
         }
@@ -38,6 +42,7 @@ impl Upload {
         let upload = Upload {
             body: Some(body),
             progress: Some(progress.clone()),
+            used: Some(used.clone()),
         };
         (upload, Some(progress))
     }
@@ -49,6 +54,7 @@ pub(crate) struct Progress {
     ended: AtomicBool,
     failed: AtomicBool,
     frames: AtomicU64,
+    bytes: AtomicU64,
 }
 
 impl Progress {
@@ -62,6 +68,11 @@ impl Progress {
         self.failed.load(Ordering::Acquire)
     }
 
+    /// How much of it was handed on.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
     fn frames(&self) -> u64 {
         self.frames.load(Ordering::Relaxed)
     }
@@ -72,14 +83,19 @@ impl HttpBody for Upload {
     type Error = hyper::Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Upload { body, progress } = self.get_mut();
+        let Upload { body, progress, used } = self.get_mut();
         let Some(body) = body else {
             return Poll::Ready(None);
         };
         let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
         if let Some(progress) = progress {
             match &frame {
-                Some(Ok(_)) => {
+                Some(Ok(frame)) => {
+                    let bytes = frame.data_ref().map_or(0, Bytes::len);
+                    progress.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+                    if let Some(used) = used {
+                        used.touch();
+                    }
                     progress.frames.fetch_add(1, Ordering::Relaxed);
                     if body.is_end_stream() {
                         progress.ended.store(true, Ordering::Release);
@@ -127,7 +143,12 @@ pub(crate) async fn answered<F: Future>(
 }
 
 /// What is sent to a client, never held back: each frame goes on as it comes.
-pub(crate) enum Body {
+pub(crate) struct Body {
+    content: Content,
+    record: Option<Box<Record>>,
+}
+
+enum Content {
     /// Of our own making.
     Whole(Bytes),
     /// A target's.
@@ -141,6 +162,8 @@ pub(crate) struct Relayed {
     /// The connection, which is used again if the answer is read to its end.
     lease: Option<Lease>,
     patience: Option<Box<Patience>>,
+    /// Of an answer whose end is an activity.
+    used: Option<Use>,
     _active: Active,
 }
 
@@ -153,17 +176,56 @@ struct Patience {
 
 impl Body {
     pub(crate) fn whole(bytes: Bytes) -> Self {
-        Body::Whole(bytes)
+        Content::Whole(bytes).into()
     }
 
-    pub(crate) fn relayed(body: Incoming, lease: Lease, patience: Option<Duration>, active: Active) -> Self {
-        Body::Relayed(Relayed {
+    pub(crate) fn relayed(
+        body: Incoming,
+        lease: Lease,
+        patience: Option<Duration>,
+        used: Option<Use>,
+        active: Active,
+    ) -> Self {
+        Content::Relayed(Relayed {
             ended: false,
             body,
             lease: Some(lease),
             patience: patience.map(|limit| Box::new(Patience { limit, until: None })),
+            used,
             _active: active,
         })
+        .into()
+    }
+
+    /// Has it counted what is sent, and the end of it noted.
+    pub(crate) fn recorded(&mut self, record: Box<Record>) {
+        self.record = Some(record);
+    }
+
+    fn has_ended(&self) -> bool {
+        match &self.content {
+            Content::Whole(bytes) => bytes.is_empty(),
+            Content::Relayed(relayed) => relayed.ended || relayed.body.is_end_stream(),
+        }
+    }
+}
+
+impl From<Content> for Body {
+    fn from(content: Content) -> Self {
+        Body { content, record: None }
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        let ended = self.has_ended();
+        if let Some(record) = &mut self.record {
+            record.note(|facts| {
+                if !ended && !facts.is_head() {
+                    facts.failed("client", Some("it left before the answer's end".into()));
+                }
+            });
+        }
     }
 }
 
@@ -197,10 +259,13 @@ impl Patience {
 
 impl Drop for Relayed {
     fn drop(&mut self) {
-        if (self.ended || self.body.is_end_stream())
-            && let Some(lease) = self.lease.take()
-        {
-            lease.give_back();
+        if self.ended || self.body.is_end_stream() {
+            if let Some(lease) = self.lease.take() {
+                lease.give_back();
+            }
+            if let Some(used) = &mut self.used {
+                used.touch();
+            }
         }
     }
 }
@@ -210,6 +275,16 @@ impl Drop for Relayed {
 pub(crate) enum BodyError {
     Target(hyper::Error),
     Silent,
+}
+
+impl BodyError {
+    fn word(&self) -> &'static str {
+        match self {
+            BodyError::Target(_) => TargetFailure::Response,
+            BodyError::Silent => TargetFailure::Silent,
+        }
+        .word()
+    }
 }
 
 impl fmt::Display for BodyError {
@@ -235,24 +310,33 @@ impl HttpBody for Body {
     type Error = BodyError;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match self.get_mut() {
-            Body::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Body::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Body::Relayed(relayed) => relayed.poll(cx),
+        let Body { content, record } = self.get_mut();
+        let frame = match content {
+            Content::Whole(bytes) if bytes.is_empty() => None,
+            Content::Whole(bytes) => Some(Ok(Frame::data(std::mem::take(bytes)))),
+            Content::Relayed(relayed) => ready!(relayed.poll(cx)),
+        };
+        if let Some(record) = record {
+            record.note(|facts| match &frame {
+                Some(Ok(frame)) => facts.bytes_out += frame.data_ref().map_or(0, Bytes::len) as u64,
+                Some(Err(error)) => facts.failed(error.word(), Some(error.to_string())),
+                None => {}
+            });
         }
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        match self {
-            Body::Whole(bytes) => bytes.is_empty(),
-            Body::Relayed(relayed) => relayed.body.is_end_stream(),
+        match &self.content {
+            Content::Whole(bytes) => bytes.is_empty(),
+            Content::Relayed(relayed) => relayed.body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self {
-            Body::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Body::Relayed(relayed) => relayed.body.size_hint(),
+        match &self.content {
+            Content::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Content::Relayed(relayed) => relayed.body.size_hint(),
         }
     }
 }

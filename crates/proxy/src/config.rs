@@ -9,6 +9,8 @@ use holdfast_client::Endpoints;
 use holdfast_table::{FieldError, Target};
 use holdfast_tls::{ServerTls, TargetTls};
 
+use crate::access_log::AccessLogTo;
+use crate::activity::WebsocketActivity;
 use crate::allow::TargetRule;
 use crate::error_pages::ErrorPages;
 use crate::listen::Address;
@@ -79,6 +81,12 @@ pub struct ProxyConfig {
     pub error_pages: ErrorPages,
     /// How requests and answers are changed on their way.
     pub policy: Policy,
+    /// Where a line is written for each request; `None`: nowhere.
+    pub access_log: Option<AccessLogTo>,
+    /// What makes a WebSocket an activity of its route.
+    pub websocket_activity: WebsocketActivity,
+    /// How often the replica that is followed is told which routes were active, on average.
+    pub activity_interval: Duration,
     /// How often the files of certificates are looked at.
     pub reload_interval: Duration,
 }
@@ -137,6 +145,9 @@ impl ProxyConfig {
             default_target: None,
             error_pages: ErrorPages::BuiltIn,
             policy: Policy::default(),
+            access_log: None,
+            websocket_activity: WebsocketActivity::default(),
+            activity_interval: Duration::from_secs(5),
             reload_interval: Duration::from_secs(10),
         }
     }
@@ -236,6 +247,12 @@ impl ProxyConfig {
                 self.max_stale.unwrap_or(DRAIN_MAX),
                 MAX_STALE_MIN,
                 Duration::MAX,
+            ),
+            (
+                "activity_interval",
+                self.activity_interval,
+                Duration::from_millis(1),
+                DRAIN_MAX,
             ),
             (
                 "reload_interval",

@@ -9,6 +9,8 @@ use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, LOCATION, TRA
 use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, request};
 use hyper::body::{Body as _, Incoming};
 
+use crate::access_log::{AccessLog, Facts, Record};
+use crate::activity::{Activity, Use};
 use crate::body::{Body, Upload};
 use crate::client::Client;
 use crate::error_pages::ErrorPager;
@@ -43,6 +45,8 @@ pub(crate) struct Forwarder {
     draining: Arc<Signal>,
     refusals: Refusals,
     staleness: Arc<Staleness>,
+    activity: Arc<Activity>,
+    access_log: Option<Arc<AccessLog>>,
 }
 
 /// What a [`Forwarder`] is made of.
@@ -57,6 +61,8 @@ pub(crate) struct Parts {
     pub(crate) draining: Arc<Signal>,
     pub(crate) refusals: Refusals,
     pub(crate) staleness: Arc<Staleness>,
+    pub(crate) activity: Arc<Activity>,
+    pub(crate) access_log: Option<Arc<AccessLog>>,
 }
 
 /// Where a request goes.
@@ -68,6 +74,23 @@ struct Way<'a> {
 impl Way<'_> {
     fn target(&self) -> &Target {
         &self.entry.route.target
+    }
+}
+
+/// Why a request gets no answer of a target: what its user is told, and what the log says.
+struct Failure {
+    problem: Problem,
+    error: &'static str,
+    cause: Option<String>,
+}
+
+impl Failure {
+    fn new(problem: Problem, error: &'static str) -> Self {
+        Failure {
+            problem,
+            error,
+            cause: None,
+        }
     }
 }
 
@@ -89,6 +112,8 @@ impl Forwarder {
             draining: parts.draining,
             refusals: parts.refusals,
             staleness: parts.staleness,
+            activity: parts.activity,
+            access_log: parts.access_log,
         }
     }
 
@@ -97,23 +122,32 @@ impl Forwarder {
     }
 
     /// Answers one request; every failure is an answer too.
-    pub(crate) async fn answer(&self, client: &Client, request: Request<Incoming>) -> Response<Body> {
+    pub(crate) async fn answer(&self, client: &Client, mut request: Request<Incoming>) -> Response<Body> {
         let active = Active::enter(&self.metrics.active_requests);
+        headers::name_request(request.headers_mut(), &client.origin);
+        let mut record = self.access_log.as_ref().map(|log| log.begin(client, &request));
         let form = Form::wanted(request.headers());
         let uri = self.pages.needs_uri().then(|| request.uri().clone());
         let is_told = Staleness::is_told_to(&client.origin, request.headers());
         let http1 = request.version() < Version::HTTP_2;
         let mut upgrades = request.headers().get_all(UPGRADE).iter();
         let ends_requests = http1 && upgrades.any(|upgrade| names_websocket(upgrade.as_bytes()));
-        let (kind, answered) = self.dispatch(client, request, active).await;
+        let (kind, answered) = self.dispatch(client, request, active, &mut record).await;
         let mut response = match answered {
             Ok(response) => response,
-            Err(problem) => self.explain(kind, problem, form, uri.as_ref()).await,
+            Err(Failure { problem, error, cause }) => {
+                note(&mut record, |facts| facts.failed(error, cause));
+                self.explain(kind, problem, form, uri.as_ref()).await
+            }
         };
         if is_told {
             self.staleness.tell(response.headers_mut());
         }
         let status = response.status();
+        if let Some(mut record) = record {
+            record.note(|facts| facts.status = status.as_u16());
+            response.body_mut().recorded(record);
+        }
         self.metrics.answered(kind, status);
         // A 400 may be half of an attempt to smuggle a request; a draining proxy wants its clients elsewhere.
         let ends = ends_requests || status == StatusCode::BAD_REQUEST || self.draining.is_raised();
@@ -136,7 +170,8 @@ impl Forwarder {
         client: &Client,
         request: Request<Incoming>,
         active: Active,
-    ) -> (Kind, Result<Response<Body>, Problem>) {
+        record: &mut Option<Box<Record>>,
+    ) -> (Kind, Result<Response<Body>, Failure>) {
         if let Some(port) = client.redirect {
             let answer = redirect::to_tls(&request, port);
             return (Kind::Web, answer.map_err(|refusal| self.refused(refusal)));
@@ -149,11 +184,14 @@ impl Forwarder {
             false => Kind::Web,
         };
         let answer = match self.resolve(&request) {
-            Err(problem) => Err(problem),
-            Ok(way) => match kind {
-                Kind::Web => self.forward(client, request, &way, active).await,
-                Kind::Websocket => self.upgrade(client, request, &way, active).await,
-            },
+            Err(failure) => Err(failure),
+            Ok(way) => {
+                note(record, |facts| facts.entry = Some(way.entry.clone()));
+                match kind {
+                    Kind::Web => self.forward(client, request, &way, active, record).await,
+                    Kind::Websocket => self.upgrade(client, request, &way, active, record).await,
+                }
+            }
         };
         (kind, answer)
     }
@@ -174,17 +212,17 @@ impl Forwarder {
 
     /// Finds the route of a request. Whatever cannot be read is refused here, and never falls through to a shorter
     /// route, nor to the default target.
-    fn resolve<B>(&self, request: &Request<B>) -> Result<Way<'_>, Problem> {
+    fn resolve<B>(&self, request: &Request<B>) -> Result<Way<'_>, Failure> {
         let asked = read(request).map_err(|refusal| self.refused(refusal))?;
         // The guard ends with this function: a request that lasts for hours must not keep an old table alive.
         let found = match &*self.table.current() {
             None => {
                 self.metrics.no_table.inc();
-                return Err(Problem::NoTable);
+                return Err(Failure::new(Problem::NoTable, "no_table"));
             }
             Some(_) if self.staleness.is_exceeded() => {
                 self.metrics.stale_table.inc();
-                return Err(Problem::StaleTable);
+                return Err(Failure::new(Problem::StaleTable, "stale_table"));
             }
             Some(table) => table.lookup(asked.host.as_ref(), &asked.path).cloned(),
         };
@@ -199,7 +237,7 @@ impl Forwarder {
             }),
             (None, None) => {
                 self.metrics.no_route.inc();
-                Err(Problem::NoRoute)
+                Err(Failure::new(Problem::NoRoute, "no_route"))
             }
         }
     }
@@ -210,10 +248,13 @@ impl Forwarder {
         request: Request<Incoming>,
         way: &Way<'_>,
         active: Active,
-    ) -> Result<Response<Body>, Problem> {
+        record: &mut Option<Box<Record>>,
+    ) -> Result<Response<Body>, Failure> {
         let (mut parts, body) = request.into_parts();
-        let asked = self.prepare(client, &mut parts, way)?;
-        let (body, upload) = Upload::relayed(body);
+        let asked = self.prepare(client, &mut parts, way, record)?;
+        let used = self.activity.of(&way.entry);
+        let (body, upload) = Upload::relayed(body, &used);
+        note(record, |facts| facts.upload = upload.clone());
         // Unless it is told that there is a body, hyper leaves that of a GET out.
         if upload.is_some() && !parts.headers.contains_key(CONTENT_LENGTH) {
             parts
@@ -222,7 +263,9 @@ impl Forwarder {
         }
         let sent = way.targets.send(way.target(), Request::from_parts(parts, body), upload);
         let (response, lease) = sent.await.map_err(|error| self.failed(way, &error))?;
-        self.relay(way, response, lease, asked, active)
+        // A redirect or an error is none: a server that is gone must not look alive.
+        let used = Some(used).filter(|_| response.status().as_u16() < 300);
+        self.relay(way, response, lease, asked, used, active)
     }
 
     async fn upgrade(
@@ -231,7 +274,8 @@ impl Forwarder {
         mut request: Request<Incoming>,
         way: &Way<'_>,
         active: Active,
-    ) -> Result<Response<Body>, Problem> {
+        record: &mut Option<Box<Record>>,
+    ) -> Result<Response<Body>, Failure> {
         if !request.body().is_end_stream() {
             let problem = Problem::BadRequest("a request for an upgrade has no body");
             return Err(self.refused((Reject::Upgrade, problem)));
@@ -239,7 +283,7 @@ impl Forwarder {
         let http2 = request.version() == Version::HTTP_2;
         let on_client = hyper::upgrade::on(&mut request);
         let (mut parts, _) = request.into_parts();
-        let asked = self.prepare(client, &mut parts, way)?;
+        let asked = self.prepare(client, &mut parts, way, record)?;
         websocket::insert_upgrade(&mut parts.headers);
         // Nothing is sent that it could be the length of.
         parts.headers.remove(CONTENT_LENGTH);
@@ -254,7 +298,7 @@ impl Forwarder {
             if http2 && response.status().is_success() {
                 return Err(self.misbehaved(way, "it took a request for a WebSocket for another one"));
             }
-            return self.relay(way, response, lease, asked, active);
+            return self.relay(way, response, lease, asked, None, active);
         }
         if !websocket::is_websocket(response.headers()) {
             return Err(self.misbehaved(way, "it switched to a protocol that was not asked for"));
@@ -278,9 +322,15 @@ impl Forwarder {
             websocket::insert_upgrade(&mut parts.headers);
         }
         parts.version = Version::HTTP_11;
+        note(record, |facts| {
+            (facts.upgraded, facts.status) = (true, parts.status.as_u16())
+        });
         client.add_tunnel(Tunnel {
             client: on_client,
             target,
+            // The line is written when the tunnel ends.
+            record: record.take(),
+            used: self.activity.of(&way.entry).tunnel(),
             active: Active::enter(&self.metrics.active_websockets),
         });
         Ok(Response::from_parts(parts, Body::whole(Bytes::new())))
@@ -292,7 +342,8 @@ impl Forwarder {
         client: &Client,
         parts: &mut request::Parts,
         way: &Way<'_>,
-    ) -> Result<Option<HeaderValue>, Problem> {
+        record: &mut Option<Box<Record>>,
+    ) -> Result<Option<HeaderValue>, Failure> {
         // HTTP/2 names its host in the request's target.
         if let Some(authority) = parts.uri.authority()
             && !parts.headers.contains_key(HOST)
@@ -303,6 +354,11 @@ impl Forwarder {
         let rewrites = self.policy.auto_rewrite || self.policy.protocol_rewrite.is_some();
         let asked = parts.headers.get(HOST).filter(|_| rewrites).cloned();
         headers::prepare(&mut parts.headers, &client.origin, &self.policy);
+        if client.origin.trusted && self.policy.x_forward {
+            note(record, |facts| {
+                facts.client = parts.headers.get(headers::X_REAL_IP).cloned()
+            });
+        }
         // HTTP/1.0 may come without, HTTP/1.1 must not go without.
         if self.policy.change_origin || !parts.headers.contains_key(HOST) {
             let name = way.target().host().map_or("localhost", |_| way.target().authority());
@@ -331,8 +387,9 @@ impl Forwarder {
         response: Response<Incoming>,
         lease: Lease,
         asked: Option<HeaderValue>,
+        used: Option<Use>,
         active: Active,
-    ) -> Result<Response<Body>, Problem> {
+    ) -> Result<Response<Body>, Failure> {
         // Let through, it would turn the client's connection into a tunnel that nobody asked for.
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Err(self.misbehaved(way, "it switched protocols without being asked"));
@@ -353,7 +410,7 @@ impl Forwarder {
             parts.headers.insert(LOCATION, location);
         }
         parts.version = Version::HTTP_11;
-        let body = Body::relayed(body, lease, way.targets.patience, active);
+        let body = Body::relayed(body, lease, way.targets.patience, used, active);
         Ok(Response::from_parts(parts, body))
     }
 
@@ -366,31 +423,45 @@ impl Forwarder {
         }
     }
 
-    fn refused(&self, (reason, problem): (Reject, Problem)) -> Problem {
+    fn refused(&self, (reason, problem): (Reject, Problem)) -> Failure {
         self.metrics.rejected(reason);
-        problem
+        Failure::new(problem, reason.word())
     }
 
-    fn failed(&self, way: &Way<'_>, error: &TargetError) -> Problem {
+    fn failed(&self, way: &Way<'_>, error: &TargetError) -> Failure {
         if error.is_refusal() {
             self.refusals.report(&way.entry);
         }
         let cause = std::error::Error::source(error).map(innermost);
-        let cause = cause.map(tracing::field::display);
-        tracing::info!(routespec = %way.entry.route.spec, cause, "{error}");
-        match error.failure() {
+        tracing::info!(routespec = %way.entry.route.spec, cause = cause.map(tracing::field::display), "{error}");
+        let (problem, word) = match error.failure() {
             Some(how) => {
                 self.metrics.target_failed(how);
-                Problem::TargetFailed
+                (Problem::TargetFailed, how.word())
             }
-            None => Problem::BadRequest("its body broke off, or cannot be read"),
+            None => (Problem::BadRequest("its body broke off, or cannot be read"), "client"),
+        };
+        Failure {
+            problem,
+            error: word,
+            cause: self.access_log.as_ref().and(cause).map(|cause| cause.to_string()),
         }
     }
 
-    fn misbehaved(&self, way: &Way<'_>, what: &'static str) -> Problem {
-        self.metrics.target_failed(TargetFailure::Response);
+    fn misbehaved(&self, way: &Way<'_>, what: &'static str) -> Failure {
+        let how = TargetFailure::Response;
+        self.metrics.target_failed(how);
         tracing::warn!(routespec = %way.entry.route.spec, target = %way.target(), "refused a target's answer: {what}");
-        Problem::TargetFailed
+        Failure {
+            cause: Some(what.to_owned()),
+            ..Failure::new(Problem::TargetFailed, how.word())
+        }
+    }
+}
+
+fn note(record: &mut Option<Box<Record>>, note: impl FnOnce(&mut Facts)) {
+    if let Some(record) = record {
+        record.note(note);
     }
 }
 

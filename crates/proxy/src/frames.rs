@@ -1,8 +1,11 @@
-//! Where one frame of a WebSocket ends and the next begins (RFC 6455, section 5.2): only there may a proxy say something of its own.
+//! Frames: where one frame of a WebSocket ends and the next begins (RFC 6455, section 5.2), for only there may a proxy say something of its
+//! own; and which of them are data.
 
 /// Two bytes, the longest length, and a mask.
 const HEAD_BYTES_MAX: usize = 14;
 const CLOSE: u8 = 8;
+/// Set in the kind of pings, pongs and closes.
+const CONTROL: u8 = 8;
 
 /// Says that this end is going away (close code 1001), as a server does.
 pub(crate) const GOODBYE: &[u8] = &[0x88, 0x02, 0x03, 0xe9];
@@ -18,11 +21,13 @@ pub(crate) struct Frames {
     /// How much of a frame is to come.
     left: u64,
     closed: bool,
+    data: bool,
 }
 
 impl Frames {
     /// Looks at the next bytes; returns where in them the last frame ends that does.
     pub(crate) fn pass(&mut self, bytes: &[u8]) -> Option<usize> {
+        self.data = false;
         let mut end = None;
         let mut at = 0;
         while at < bytes.len() {
@@ -40,6 +45,7 @@ impl Frames {
                 self.left -= here as u64;
                 at += here;
             }
+            self.data |= self.head[0] & CONTROL == 0;
             if self.left == 0 {
                 end = Some(at);
             }
@@ -55,6 +61,11 @@ impl Frames {
     /// True if the next byte begins a frame.
     pub(crate) fn is_between(&self) -> bool {
         self.left == 0 && self.known == 0
+    }
+
+    /// True if some of what passed last is of a frame that is no ping, pong or close.
+    pub(crate) fn is_data(&self) -> bool {
+        self.data
     }
 
     /// True once a side has said that it closes: nothing may follow that.
@@ -85,7 +96,14 @@ fn payload(head: &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    const CONTINUATION: u8 = 0;
+    const TEXT: u8 = 1;
+    const PING: u8 = 9;
+    const PONG: u8 = 10;
 
     fn frame(opcode: u8, length: usize, masked: bool) -> Vec<u8> {
         let mut frame = vec![0x80 | opcode];
@@ -141,5 +159,61 @@ mod tests {
             None
         );
         assert!(!absurd.is_between());
+    }
+
+    #[test]
+    fn pings_pongs_and_closes_are_no_data() {
+        let mut frames = Frames::default();
+        for (kind, length, data) in [
+            (PONG, 0, false),
+            (TEXT, 0, true),
+            (PING, 125, false),
+            (CONTINUATION, 70_000, true),
+            (PONG, 4, false),
+            (TEXT, 126, true),
+            (CLOSE, 2, false),
+        ] {
+            frames.pass(&frame(kind, length, true));
+            assert_eq!(frames.is_data(), data, "{kind} {length}");
+            frames.pass(&frame(kind, length, false));
+            assert_eq!(frames.is_data(), data, "{kind} {length}");
+        }
+        frames.pass(&[frame(PONG, 4, true), frame(TEXT, 1, true), frame(PONG, 4, true)].concat());
+        assert!(frames.is_data());
+        frames.pass(&[]);
+        assert!(!frames.is_data());
+    }
+
+    proptest! {
+        #[test]
+        fn it_does_not_matter_how_data_comes(
+            sizes in prop::collection::vec((any::<bool>(), 0..300_usize), 1..10),
+            cuts in prop::collection::vec(1..40_usize, 1..200),
+        ) {
+            let bytes: Vec<u8> = sizes.iter().flat_map(|(data, size)| match data {
+                true => frame(TEXT, *size, true),
+                false => frame(PONG, size % 126, true),
+            }).collect();
+            let mut frames = Frames::default();
+            let (mut rest, mut data) = (&bytes[..], false);
+            for cut in cuts.iter().cycle() {
+                let (some, after) = rest.split_at(rest.len().min(*cut));
+                frames.pass(some);
+                data |= frames.is_data();
+                rest = after;
+                if rest.is_empty() { break }
+            }
+            prop_assert_eq!(data, sizes.iter().any(|(data, _)| *data));
+            prop_assert!(frames.is_between());
+        }
+
+        #[test]
+        fn whatever_comes_is_read(chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..100), 0..20)) {
+            let mut frames = Frames::default();
+            for chunk in chunks {
+                frames.pass(&chunk);
+                prop_assert!(usize::from(frames.known) < HEAD_BYTES_MAX);
+            }
+        }
     }
 }

@@ -11,11 +11,16 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use crate::policy::{Policy, TrustedProxies};
 
 const FORWARDED: HeaderName = header::FORWARDED;
+/// Which trace a request belongs to (W3C Trace Context). It passes: this proxy adds no span of its own.
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+pub(crate) const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+/// Names a request, for whoever follows it from log to log.
+pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_SCHEME: HeaderName = HeaderName::from_static("x-scheme");
 
 /// Headers that a target may believe, so that nobody but us, and whom we trust, may write them.
@@ -41,8 +46,11 @@ const HOP_BY_HOP: [HeaderName; 7] = [
 ];
 
 /// End-to-end headers that `Connection` must not take away: a target decides by them who asks, for what, and how much.
-const PROTECTED: [HeaderName; 10] = [
+const PROTECTED: [HeaderName; 13] = [
     HOST,
+    X_REQUEST_ID,
+    TRACEPARENT,
+    TRACESTATE,
     COOKIE,
     header::SET_COOKIE,
     header::AUTHORIZATION,
@@ -98,6 +106,44 @@ impl Origin {
             (_, false) => HeaderValue::from_static("80"),
         }
     }
+}
+
+/// Gives a request a name, unless somebody who is believed has.
+pub(crate) fn name_request(headers: &mut HeaderMap, origin: &Origin) {
+    const BYTES_MAX: usize = 128;
+    let mut names = headers.get_all(X_REQUEST_ID).iter();
+    let named = match (names.next(), names.next()) {
+        (Some(name), None) => (1..=BYTES_MAX).contains(&name.len()) && name.as_bytes().iter().all(u8::is_ascii_graphic),
+        _ => false,
+    };
+    if !(named && origin.trusted) {
+        let name = format!("{:032x}", rand::random::<u128>());
+        // Digits always make a header's value.
+        let name = HeaderValue::try_from(name).unwrap_or(HeaderValue::from_static("-"));
+        headers.insert(X_REQUEST_ID, name);
+    }
+}
+
+/// The id of the trace that a request says it belongs to, if it says so as the standard wants it.
+pub(crate) fn trace_id(headers: &HeaderMap) -> Option<String> {
+    let mut parents = headers.get_all(TRACEPARENT).iter();
+    let (parent, None) = (parents.next()?.to_str().ok()?, parents.next()) else {
+        return None;
+    };
+    let mut parts = parent.split('-');
+    let sizes = [2, 32, 16, 2];
+    let parts: Vec<&str> = sizes
+        .iter()
+        .filter_map(|size| parts.next().filter(|part| part.len() == *size))
+        .collect();
+    let [version, trace, span, flags] = parts[..] else {
+        return None;
+    };
+    let is_hex = |text: &str| text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    let is_zero = |text: &str| text.bytes().all(|byte| byte == b'0');
+    let whole = [version, trace, span, flags].into_iter().all(is_hex) && version != "ff";
+    let longer = parent.len() > 55;
+    (whole && !is_zero(trace) && !is_zero(span) && (version != "00" || !longer)).then(|| trace.to_owned())
 }
 
 /// Makes the headers of a client's request those of one of ours, but for `Host`.
@@ -253,12 +299,12 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes headers that some servers take for one of [`OURS`]: CGI and WSGI read `x_real_ip` as `x-real-ip`.
+/// Removes headers that some servers take for one of [`OURS`] or the request's name: CGI and WSGI read `x_real_ip` as `x-real-ip`.
 fn strip_aliases(headers: &mut HeaderMap) {
     let is_alias = |name: &HeaderName| {
         name.as_str().contains('_') && {
             let dashed = name.as_str().replace('_', "-");
-            OURS.iter().any(|ours| ours.as_str() == dashed)
+            OURS.iter().chain([&X_REQUEST_ID]).any(|ours| ours.as_str() == dashed)
         }
     };
     if headers.keys().any(is_alias) {
@@ -327,6 +373,53 @@ mod tests {
         ]);
         strip_aliases(&mut headers);
         assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x_mine"]);
+    }
+
+    #[test]
+    fn a_request_has_one_name_which_strangers_do_not_choose() {
+        let named = |trusted: &str, names: &[&'static str]| {
+            let (origin, policy) = from(Some("10.0.0.1"), trusted, false);
+            let given: Vec<_> = names.iter().map(|name| ("x-request-id", *name)).collect();
+            let mut headers = headers(&given);
+            name_request(&mut headers, &origin);
+            headers.insert(CONNECTION, HeaderValue::from_static("x-request-id"));
+            prepare(&mut headers, &origin, &policy);
+            let mut names = headers.get_all(X_REQUEST_ID).iter();
+            let name = names.next().unwrap().to_str().unwrap().to_owned();
+            assert!(names.next().is_none());
+            name
+        };
+        let is_ours = |name: &str| name.len() == 32 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+        assert!(is_ours(&named("", &["a"])) && is_ours(&named("", &[])) && is_ours(&named("10.0.0.1", &[])));
+        assert_eq!(named("10.0.0.1", &["a-b/1"]), "a-b/1");
+        assert!(is_ours(&named("10.0.0.1", &["a", "b"])) && is_ours(&named("10.0.0.1", &["a b"])));
+        assert_ne!(named("", &[]), named("", &[]));
+    }
+
+    #[test]
+    fn a_trace_is_read_as_the_standard_has_it() {
+        const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
+        let read = |parents: &[&'static str]| {
+            let parents: Vec<_> = parents.iter().map(|parent| ("traceparent", *parent)).collect();
+            trace_id(&headers(&parents))
+        };
+        let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        assert_eq!(read(&[good]).as_deref(), Some(TRACE));
+        let later = "01-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-what-comes";
+        assert_eq!(read(&[later]).as_deref(), Some(TRACE));
+        assert_eq!(read(&[good, good]), None);
+        for bad in [
+            "",
+            "00",
+            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more",
+            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319-b7ad6b71692033311-01",
+        ] {
+            assert_eq!(read(&[bad]), None, "{bad}");
+        }
     }
 
     #[test]

@@ -6,6 +6,8 @@
 //! `headers`, `rewrite`) -> `targets` (`pool`, `connect`, `allow`); a WebSocket goes on in `tunnel`.
 
 mod accept;
+pub mod access_log;
+pub mod activity;
 mod admin;
 pub mod allow;
 mod body;
@@ -40,6 +42,8 @@ mod targets;
 mod tunnel;
 mod websocket;
 
+pub use access_log::AccessLogTo;
+pub use activity::WebsocketActivity;
 pub use allow::TargetRule;
 pub use cache::{Refusal as CacheRefusal, read as read_cache};
 pub use config::{ConfigError, ProxyConfig, Redirect};

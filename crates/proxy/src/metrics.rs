@@ -21,6 +21,9 @@ const SOURCES: [(Source, &str); 3] = [
     (Source::Stream, "stream"),
 ];
 
+const REJECTS: [&str; 5] = ["method", "host", "path", "upgrade", "framing"];
+const TARGET_FAILURES: [&str; 4] = ["connect", "response", "silent", "denied"];
+
 /// What a request is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -65,6 +68,20 @@ pub(crate) enum TargetFailure {
     Denied,
 }
 
+impl Reject {
+    /// Its name in metrics and in the access log.
+    pub(crate) fn word(self) -> &'static str {
+        REJECTS[self as usize]
+    }
+}
+
+impl TargetFailure {
+    /// Its name in metrics and in the access log.
+    pub(crate) fn word(self) -> &'static str {
+        TARGET_FAILURES[self as usize]
+    }
+}
+
 /// Counters that requests count in, without a lock; gauges that a scrape fills in.
 pub(crate) struct Metrics {
     registry: Registry,
@@ -78,6 +95,10 @@ pub(crate) struct Metrics {
     pub(crate) connections: Gauge,
     pub(crate) active_requests: Gauge,
     pub(crate) active_websockets: Gauge,
+    /// By code, from 100 to 599.
+    statuses: Box<[Counter]>,
+    pub(crate) active_routes: Counter,
+    pub(crate) access_log_lost: Counter,
     pub(crate) cache_writes: Counter,
     pub(crate) cache_write_errors: Counter,
     pub(crate) cache_revision: Gauge,
@@ -110,7 +131,7 @@ impl Metrics {
             "rejected",
             "Requests refused before they were looked up, by what was wrong with them",
             "reason",
-            ["method", "host", "path", "upgrade", "framing"],
+            REJECTS,
         );
         let dropped = by_label(
             r,
@@ -124,7 +145,7 @@ impl Metrics {
             "target_failures",
             "Requests that a target failed, by how",
             "reason",
-            ["connect", "response", "silent", "denied"],
+            TARGET_FAILURES,
         );
         let [no_route, no_table, stale_table] = by_label(
             r,
@@ -136,6 +157,18 @@ impl Metrics {
         let connections = gauge(r, "connections", "Connections of clients, tunnels included");
         let active_requests = gauge(r, "active_requests", "Requests whose answer is not complete yet");
         let active_websockets = gauge(r, "active_websockets", "Upgraded connections");
+        let active_routes = Counter::default();
+        r.register(
+            "activity",
+            "Times that a route was found to be active, each request and WebSocket once a second at most",
+            active_routes.clone(),
+        );
+        let access_log_lost = Counter::default();
+        r.register(
+            "access_log_lost",
+            "Lines of the access log that were lost, because they could not be written, or not fast enough",
+            access_log_lost.clone(),
+        );
         let cache_writes = Counter::default();
         r.register(
             "cache_writes",
@@ -181,6 +214,9 @@ impl Metrics {
             connections,
             active_requests,
             active_websockets,
+            statuses: (100..600).map(|_| Counter::default()).collect(),
+            active_routes,
+            access_log_lost,
             cache_writes,
             cache_write_errors,
             cache_revision,
@@ -200,6 +236,11 @@ impl Metrics {
     pub(crate) fn answered(&self, kind: Kind, status: StatusCode) {
         let class = usize::from(status.as_u16() / 100).clamp(1, CLASSES.len());
         self.requests[kind as usize][class - 1].inc();
+        // A target may answer with any number.
+        let at = usize::from(status.as_u16()).saturating_sub(100);
+        if let Some(counter) = self.statuses.get(at) {
+            counter.inc();
+        }
     }
 
     pub(crate) fn rejected(&self, reason: Reject) {
@@ -224,8 +265,14 @@ impl Metrics {
         self.open_files_max.set(signed(most));
     }
 
-    /// The text that Prometheus scrapes.
-    pub(crate) fn render(&self, table: Option<&Table>, freshness: &Freshness, draining: bool) -> String {
+    /// The text that Prometheus scrapes; `more` adds what others count.
+    pub(crate) fn render(
+        &self,
+        table: Option<&Table>,
+        freshness: &Freshness,
+        draining: bool,
+        more: impl FnOnce(&mut String),
+    ) -> String {
         self.revision.set(table.map_or(0, |table| signed(table.revision().0)));
         self.epoch.set(table.map_or(0, |table| signed(table.epoch().0)));
         self.routes.set(table.map_or(0, |table| signed(table.len() as u64)));
@@ -240,7 +287,35 @@ impl Metrics {
         if encode(&mut text, &self.registry).is_err() {
             let _ = writeln!(text, "# incomplete: a metric could not be written");
         }
+        const END: &str = "# EOF\n";
+        text.truncate(text.strip_suffix(END).map_or(text.len(), str::len));
+        self.push_aliases(&mut text);
+        more(&mut text);
+        text.push_str(END);
         text
+    }
+
+    /// The names that configurable-http-proxy has for some of it; of type unknown, for they lack what a counter's must end with.
+    fn push_aliases(&self, text: &mut String) {
+        let mut push = |name: &str, kind: &str, suffix: &str, value: u64| {
+            text.push_str(&format!("# TYPE {name} {kind}\n{name}{suffix} {value}\n"));
+        };
+        let [web, websocket] = [Kind::Web, Kind::Websocket].map(|kind| {
+            let classes = self.requests[kind as usize].iter();
+            classes.map(Counter::get).sum::<u64>()
+        });
+        push("requests_web", "unknown", "", web);
+        push("requests_ws", "unknown", "", websocket);
+        // Without the time that each took.
+        push("find_target_for_req", "summary", "_count", web + websocket);
+        push("last_activity_updating", "summary", "_count", self.active_routes.get());
+        text.push_str("# TYPE requests_proxy unknown\n");
+        for (code, counter) in (100..).zip(&self.statuses) {
+            match counter.get() {
+                0 => {}
+                count => text.push_str(&format!("requests_proxy{{status=\"{code}\"}} {count}\n")),
+            }
+        }
     }
 }
 
@@ -300,4 +375,54 @@ fn by_label<const N: usize>(
 
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_have_configurable_http_proxys_names_too_and_an_end() {
+        let metrics = Metrics::new();
+        for (kind, status) in [
+            (Kind::Web, 200),
+            (Kind::Web, 200),
+            (Kind::Web, 503),
+            (Kind::Websocket, 101),
+            (Kind::Web, 999),
+        ] {
+            metrics.answered(kind, StatusCode::from_u16(status).unwrap());
+        }
+        metrics.active_routes.inc();
+        let freshness = Freshness {
+            source: Source::None,
+            connected: false,
+            cluster_id: None,
+            replica: None,
+            last_contact: None,
+        };
+        let text = metrics.render(None, &freshness, false, |text| text.push_str("more 1\n"));
+        for line in [
+            "requests_web 4",
+            "requests_ws 1",
+            "find_target_for_req_count 5",
+            "last_activity_updating_count 1",
+            "requests_proxy{status=\"200\"} 2",
+            "requests_proxy{status=\"503\"} 1",
+            "requests_proxy{status=\"101\"} 1",
+            "holdfast_proxy_requests_total{kind=\"web\",code_class=\"5xx\"} 2",
+            "holdfast_proxy_activity_total 1",
+            "more 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
+        }
+        assert!(!text.contains("status=\"999\""), "{text}");
+        assert_eq!(text.matches("# EOF").count(), 1);
+        assert!(text.ends_with("\n# EOF\n"));
+        let mut types: Vec<_> = text.lines().filter(|line| line.starts_with("# TYPE")).collect();
+        let all = types.len();
+        types.sort_unstable();
+        types.dedup();
+        assert_eq!(types.len(), all, "each is described once");
+    }
 }

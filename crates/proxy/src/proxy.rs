@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_client::{Freshness, Subscriber, SubscriberConfig};
+use holdfast_client::{Freshness, Reports, Subscriber, SubscriberConfig};
 use holdfast_tls::{Refresh, ServerIdentity, TargetIdentity, TlsError};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
@@ -14,7 +14,9 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::accept::{Door, Opening};
-use crate::admin::{self, Facts};
+use crate::access_log::Writer;
+use crate::activity::Activity;
+use crate::admin::{self, Facts, MoreMetrics};
 use crate::allow::Allowed;
 use crate::cache::{Cache, OpenError};
 use crate::config::{ConfigError, ProxyConfig};
@@ -53,6 +55,8 @@ pub struct Proxy {
     admin_address: Option<SocketAddr>,
     subscriber: Subscriber,
     cache: Cache,
+    access_log: Option<Writer>,
+    more_metrics: Option<MoreMetrics>,
 }
 
 /// Why a proxy cannot start. Nothing is left open.
@@ -78,6 +82,14 @@ pub enum BuildError {
         field: &'static str,
         /// What is wrong with them.
         source: TlsError,
+    },
+    /// Give a file that can be made and written to.
+    #[error("access_log \"{}\": cannot be opened", path.display())]
+    AccessLog {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
     },
     /// Stop the other proxy, or give this one a directory of its own.
     #[error("data_dir \"{}\": is locked by another running proxy", path.display())]
@@ -105,6 +117,12 @@ pub enum RunError {
         task: &'static str,
         /// How, if it did not simply return.
         source: Option<JoinError>,
+    },
+    /// Too many threads for this process.
+    #[error("the thread of the access log cannot be started")]
+    Thread {
+        /// What the system says.
+        source: io::Error,
     },
 }
 
@@ -160,6 +178,13 @@ impl Proxy {
             ),
             None => None,
         };
+        let access_log = config.access_log.as_ref().map(|to| {
+            Writer::open(to).map_err(|source| BuildError::AccessLog {
+                path: to.path().to_owned(),
+                source,
+            })
+        });
+        let access_log = access_log.transpose()?;
         let path = config.data_dir.clone();
         let opened = tokio::task::spawn_blocking(move || Cache::open(&path)).await;
         let opened = opened.unwrap_or_else(|panicked| Err(OpenError::Io(io::Error::other(panicked))));
@@ -186,7 +211,16 @@ impl Proxy {
             admin_address,
             subscriber,
             cache,
+            access_log,
+            more_metrics: None,
         })
+    }
+
+    /// Has its metrics show what else this process counts: `more` adds whole lines, of names that this proxy has not.
+    #[must_use]
+    pub fn showing(mut self, more: impl Fn(&mut String) + Send + Sync + 'static) -> Self {
+        self.more_metrics = Some(Arc::new(more));
+        self
     }
 
     /// Where users come in, in the configuration's order.
@@ -225,9 +259,16 @@ impl Proxy {
             admin_address,
             subscriber,
             cache,
+            access_log,
+            more_metrics,
         } = self;
         let end = CancellationToken::new();
         let metrics = Arc::new(Metrics::new());
+        let (access_log, log_end) = match access_log.map(|writer| writer.start(metrics.access_log_lost.clone())) {
+            Some(Ok((log, end))) => (Some(log), Some(end)),
+            Some(Err(source)) => return Err(RunError::Thread { source }),
+            None => (None, None),
+        };
         let draining = Arc::new(Signal::default());
         let parting = (config.drain_timeout / 2).min(SPREAD_MAX);
         let signals = Arc::new(Signals {
@@ -238,6 +279,15 @@ impl Proxy {
         let table = subscriber.table();
         let freshness = subscriber.freshness();
         let staleness = Arc::new(Staleness::new(table.clone(), freshness.clone(), config.max_stale));
+        let activity = Arc::new(Activity::new(
+            table.clone(),
+            config.websocket_activity,
+            metrics.active_routes.clone(),
+        ));
+        let subscriber = subscriber.reporting(Reports {
+            source: activity.clone(),
+            interval: config.activity_interval,
+        });
         let own = public_addresses.iter().filter_map(|address| match address {
             Address::Tcp(address) => Some(*address),
             Address::Unix(_) | Address::Inherited(_) => None,
@@ -263,6 +313,8 @@ impl Proxy {
             draining: draining.clone(),
             refusals: subscriber.refusals(),
             staleness: staleness.clone(),
+            activity,
+            access_log,
         }));
 
         let mut tasks = JoinSet::new();
@@ -305,6 +357,7 @@ impl Proxy {
             metrics: metrics.clone(),
             draining: draining.clone(),
             staleness: staleness.clone(),
+            more_metrics,
         };
         let operators = [
             (admin, admin::router(facts.clone())),
@@ -379,6 +432,10 @@ impl Proxy {
             ended(&mut tasks).await;
             if let Some(forwarder) = Arc::into_inner(forwarder) {
                 forwarder.close().await;
+            }
+            if let Some(end) = log_end {
+                // Never said: it ends with its thread.
+                let _ = end.await;
             }
         });
         if closed.await.is_err() {

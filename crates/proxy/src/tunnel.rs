@@ -12,6 +12,8 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy, sink};
 use tokio::time::{Sleep, sleep, timeout};
 
+use crate::access_log::Record;
+use crate::activity::TunnelUse;
 use crate::connection::Signals;
 use crate::frames::{Frames, GOODBYE, GOODBYE_MASKED};
 use crate::metrics::Active;
@@ -35,6 +37,8 @@ thread_local! {
 pub(crate) struct Tunnel {
     pub(crate) client: OnUpgrade,
     pub(crate) target: Upgraded,
+    pub(crate) used: TunnelUse,
+    pub(crate) record: Option<Box<Record>>,
     pub(crate) active: Active,
 }
 
@@ -42,14 +46,23 @@ impl Tunnel {
     /// Copies both ways until both sides have ended, one has and [`HALF_OPEN_MAX`] is over, one has failed, or a drain ends
     /// it. Idleness ends nothing: a notebook may be silent for hours.
     pub(crate) async fn run(self, signals: &Signals) {
-        let Tunnel { client, target, active } = self;
+        let Tunnel {
+            client,
+            target,
+            used,
+            mut record,
+            active,
+        } = self;
         // The client may be gone before it got the 101.
         let Some(Ok(client)) = signals.cut.unless_raised(client).await else {
             return;
         };
         let mut client = TokioIo::new(client);
         let mut target = TokioIo::new(target);
-        let mut exchange = Exchange::default();
+        let mut exchange = Exchange {
+            used: Some(used),
+            ..Exchange::default()
+        };
         let copied = signals.cut.unless_raised(async {
             match signals.part.unless_raised(exchange.run(&mut client, &mut target)).await {
                 Some(ended) => ended,
@@ -57,7 +70,19 @@ impl Tunnel {
                 None => Box::pin(exchange.part(&mut client, &mut target, signals.spread)).await,
             }
         });
-        match copied.await {
+        let copied = copied.await;
+        if let Some(record) = &mut record {
+            record.note(|facts| {
+                (facts.bytes_in, facts.bytes_out) = (exchange.forth.passed, exchange.back.passed);
+                match &copied {
+                    Some(Ok(())) if exchange.parted => facts.failed("drain", None),
+                    Some(Ok(())) => {}
+                    Some(Err(error)) => facts.failed("tunnel", Some(error.to_string())),
+                    None => facts.failed("drain", None),
+                }
+            });
+        }
+        match copied {
             Some(Ok(())) => {}
             Some(Err(error)) => tracing::debug!(%error, "a tunnel ended"),
             None => {
@@ -80,6 +105,10 @@ struct Exchange {
     forth: Direction,
     back: Direction,
     half_open: Option<Pin<Box<Sleep>>>,
+    /// Told of what the client sends.
+    used: Option<TunnelUse>,
+    /// Both sides were told that it goes away.
+    parted: bool,
 }
 
 impl Exchange {
@@ -90,7 +119,14 @@ impl Exchange {
         B: AsyncRead + AsyncWrite + Unpin,
     {
         poll_fn(|cx| {
-            let there = self.forth.poll(cx, a, b)?;
+            let before = self.forth.passed;
+            let there = self.forth.poll(cx, a, b);
+            if let Some(used) = &mut self.used
+                && self.forth.passed > before
+            {
+                used.client_sent(std::mem::take(&mut self.forth.data));
+            }
+            let there = there?;
             let here = self.back.poll(cx, b, a)?;
             match (there, here) {
                 (Poll::Ready(()), Poll::Ready(())) => Poll::Ready(Ok(())),
@@ -114,6 +150,7 @@ impl Exchange {
         if let Ok(ended) = timeout(spread.mul_f64(rand::random()), self.run(a, b)).await {
             return ended;
         }
+        self.parted = true;
         self.forth.goodbye = Some(GOODBYE_MASKED);
         self.back.goodbye = Some(GOODBYE);
         self.run(a, b).await?;
@@ -135,6 +172,10 @@ struct Direction {
     unflushed: bool,
     closed: bool,
     frames: Frames,
+    /// How many bytes were read and passed on, or kept.
+    passed: u64,
+    /// Among them were some of a frame that is no control frame.
+    data: bool,
     /// To be said as soon as no frame is in the middle; nothing follows it.
     goodbye: Option<&'static [u8]>,
 }
@@ -197,6 +238,8 @@ impl Direction {
                 bytes = &bytes[..end];
                 self.frames.rewind();
             }
+            self.passed += bytes.len() as u64;
+            self.data |= self.frames.is_data();
             while !bytes.is_empty() {
                 self.unflushed = true;
                 match Pin::new(&mut *to).poll_write(cx, bytes) {

@@ -64,11 +64,23 @@ async fn it_listens_where_it_was_told_and_nowhere_else() -> Result<()> {
         ensure!(mode == 0o700, "{directory:?}: {mode:o}");
     }
 
+    // Under configurable-http-proxy's names.
+    subject.add("/user/bob", "http://127.0.0.1:9").await?;
     let scraped = http::get(&format!("127.0.0.1:{metrics}"), "/metrics").await?;
-    ensure!(
-        scraped.status == 200 && String::from_utf8_lossy(&scraped.body).contains("requests"),
-        "{scraped:?}"
-    );
+    ensure!(scraped.status == 200, "{scraped:?}");
+    let text = String::from_utf8_lossy(&scraped.body);
+    for line in [
+        "requests_web ",
+        "api_route_add 1",
+        "requests_api{status=\"201\"} 1",
+        "# EOF",
+    ] {
+        let mut lines = text.lines();
+        ensure!(
+            lines.any(|found| found.starts_with(line)),
+            "{line} is missing in\n{text}"
+        );
+    }
     for path in ["/", "/status", "/readyz", "/drain"] {
         let answer = http::get(&format!("127.0.0.1:{metrics}"), path).await?;
         ensure!(answer.status == 404, "{path}: {answer:?}");

@@ -1,5 +1,6 @@
 //! What users of a proxy notice, and what they must not.
 
+mod activity;
 mod cache;
 mod faults;
 mod freshness;

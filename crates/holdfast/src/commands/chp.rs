@@ -25,6 +25,7 @@ use super::block_on;
 use super::pid_file::PidFile;
 use super::proxy::ServingArgs;
 use super::proxy::forwarding::ForwardingArgs;
+use super::proxy::seen::SeenArgs;
 use super::proxy::users::UserArgs;
 use super::together::Together;
 use crate::config::{Mistakes, Settings, parse};
@@ -246,6 +247,11 @@ fn read_serving(args: &ChpArgs, settings: &mut Settings) -> Option<ProxyConfig> 
             client_ssl_key: args.client_ssl_key.clone(),
             insecure: boolean(args.insecure),
         },
+        seen: SeenArgs {
+            access_log: None,
+            ws_activity: "client-data".into(),
+            activity_interval: "5s".into(),
+        },
     };
     serving.read(settings, parse::every_address())
 }
@@ -395,6 +401,7 @@ async fn serve(told: Told, stop: CancellationToken) -> anyhow::Result<()> {
         () = stop.cancelled() => return folder.close(),
     };
     let replica = replica(&told, &folder).build().await.context("cannot start")?;
+    let api_metrics = replica.api_metrics();
     let copies = (0..COPIES_MAX).map(|number| folder.proxy(number)).collect();
     let mut roles = Together::until(&stop);
     let stopping = stop.clone();
@@ -415,7 +422,10 @@ async fn serve(told: Told, stop: CancellationToken) -> anyhow::Result<()> {
             endpoints,
             ..told.proxy.clone()
         };
-        let proxy = proxy(config, copies).await.context("cannot start")?;
+        let proxy = proxy(config, copies)
+            .await
+            .context("cannot start")?
+            .showing(api_metrics);
         announce(&told);
         let _pid_file = told.pid_file.as_deref().map(PidFile::write).transpose()?;
         proxy.run(stop.clone()).await.context("the proxy ended")

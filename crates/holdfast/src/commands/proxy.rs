@@ -2,6 +2,7 @@
 
 mod doors;
 pub(super) mod forwarding;
+pub(super) mod seen;
 pub(super) mod serving;
 pub(super) mod users;
 
@@ -175,7 +176,7 @@ mod tests {
     use std::time::Duration;
 
     use clap::{Command, FromArgMatches};
-    use holdfast_proxy::ErrorPages;
+    use holdfast_proxy::{AccessLogTo, ErrorPages, WebsocketActivity};
 
     use super::*;
     use crate::config;
@@ -203,6 +204,7 @@ mod tests {
         assert!(policy.x_forward && policy.prepend_path && policy.include_prefix);
         assert!(!policy.change_origin && !policy.auto_rewrite && policy.custom_headers.is_empty());
         assert_eq!(config.error_pages, ErrorPages::BuiltIn);
+        assert!(config.access_log.is_none());
     }
 
     #[test]
@@ -232,6 +234,9 @@ mod tests {
             "--max-connections=10",
             "--max-connections-per-address=2",
             "--max-stale=1m",
+            "--access-log=/var/log/holdfast.json",
+            "--ws-activity=connection",
+            "--activity-interval=100ms",
         ])
         .unwrap();
         let listen: Vec<String> = config.listen.iter().map(Address::to_string).collect();
@@ -254,6 +259,12 @@ mod tests {
             (config.connections_max, config.connections_per_address_max),
             (10, Some(2))
         );
+        assert_eq!(
+            config.access_log,
+            Some(AccessLogTo::File("/var/log/holdfast.json".into()))
+        );
+        assert_eq!(config.websocket_activity, WebsocketActivity::Connection);
+        assert_eq!(config.activity_interval, Duration::from_millis(100));
     }
 
     #[test]
@@ -276,6 +287,8 @@ mod tests {
             "--client-ssl-key=/nonexistent",
             "--max-connections=0",
             "--proxy-timeout=5",
+            "--ws-activity=all",
+            "--activity-interval=0s",
         ])
         .unwrap_err();
         for part in [
@@ -298,6 +311,8 @@ mod tests {
             "--client-ssl-key \"/nonexistent\"",
             "--max-connections \"0\"",
             "--proxy-timeout \"5\": has no unit",
+            "--ws-activity \"all\"",
+            "--activity-interval \"0s\"",
         ] {
             assert!(said.contains(part), "{part} is missing in: {said}");
         }

@@ -1,5 +1,7 @@
 //! A real proxy between raw sockets: what goes in, what comes out, and what a target gets to see.
 
+mod access_log;
+mod activity;
 mod certificates;
 mod differential;
 mod doors;

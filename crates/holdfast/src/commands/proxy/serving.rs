@@ -8,6 +8,7 @@ use holdfast_client::Endpoints;
 use holdfast_proxy::ProxyConfig;
 
 use super::forwarding::ForwardingArgs;
+use super::seen::SeenArgs;
 use super::users::UserArgs;
 use crate::config::Settings;
 
@@ -19,6 +20,9 @@ pub struct ServingArgs {
 
     #[command(flatten)]
     pub(in crate::commands) forwarding: ForwardingArgs,
+
+    #[command(flatten)]
+    pub(in crate::commands) seen: SeenArgs,
 }
 
 impl ServingArgs {
@@ -28,6 +32,7 @@ impl ServingArgs {
         let mut config = ProxyConfig::new(String::new(), nowhere, SocketAddr::new(ip, 0), PathBuf::new());
         self.users.read(settings, ip, &mut config);
         self.forwarding.read(settings, &mut config);
+        self.seen.read(settings, &mut config);
         Some(config)
     }
 }
