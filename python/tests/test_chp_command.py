@@ -91,6 +91,7 @@ def test_a_hub_starts_it_uses_it_and_stops_it(tmp_path):
         until(lambda: "Proxy stopped with exit code" in hub.log_since_start(), 30, "the hub has noticed", hub)
         until(lambda: fetch(f"{hub.public_url}{SPECS['zoë+x']}api/status").status == 200, 30, "it is back", hub)
         assert proxy_pid(hub) != second
+        hub.stop_server("zoë+x")
 
 
 def test_a_proxy_that_was_left_running_is_replaced(tmp_path):
@@ -105,6 +106,7 @@ def test_a_proxy_that_was_left_running_is_replaced(tmp_path):
         assert f"Proxy still running at pid={first}" in hub.log_since_start()
         assert not is_alive(first)
         assert owner(hub, "alice") == "alice"
+        hub.stop_server("alice")
 
 
 def test_routes_on_disk_are_there_before_the_hub_is(tmp_path):

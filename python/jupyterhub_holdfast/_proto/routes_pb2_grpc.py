@@ -22,6 +22,8 @@ class RoutesStub(object):
     | unknown              | UNAVAILABLE         | perhaps written, perhaps later; retry with the same session and sequence
     | not-ready            | UNAVAILABLE         | this replica has not caught up since its start; ask another one
     | overloaded           | RESOURCE_EXHAUSTED  | nothing written; wait, then retry
+    | token                | UNAUTHENTICATED     | the replica wants a token of its list, in the metadata `authorization: Bearer
+    |                      |                     | TOKEN`, and has not looked at the call; another one may have a newer list
 
     The trailer `holdfast-leader` names the client address (`host:port`) of the leader, where it is known: on errors and
     on good answers alike, so that a caller may talk to it directly from then on.
@@ -87,6 +89,8 @@ class RoutesServicer(object):
     | unknown              | UNAVAILABLE         | perhaps written, perhaps later; retry with the same session and sequence
     | not-ready            | UNAVAILABLE         | this replica has not caught up since its start; ask another one
     | overloaded           | RESOURCE_EXHAUSTED  | nothing written; wait, then retry
+    | token                | UNAUTHENTICATED     | the replica wants a token of its list, in the metadata `authorization: Bearer
+    |                      |                     | TOKEN`, and has not looked at the call; another one may have a newer list
 
     The trailer `holdfast-leader` names the client address (`host:port`) of the leader, where it is known: on errors and
     on good answers alike, so that a caller may talk to it directly from then on.
@@ -214,6 +218,8 @@ class Routes(object):
     | unknown              | UNAVAILABLE         | perhaps written, perhaps later; retry with the same session and sequence
     | not-ready            | UNAVAILABLE         | this replica has not caught up since its start; ask another one
     | overloaded           | RESOURCE_EXHAUSTED  | nothing written; wait, then retry
+    | token                | UNAUTHENTICATED     | the replica wants a token of its list, in the metadata `authorization: Bearer
+    |                      |                     | TOKEN`, and has not looked at the call; another one may have a newer list
 
     The trailer `holdfast-leader` names the client address (`host:port`) of the leader, where it is known: on errors and
     on good answers alike, so that a caller may talk to it directly from then on.

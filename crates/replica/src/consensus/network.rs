@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
+use futures_util::{Stream, StreamExt as _};
 use holdfast_table::State;
 use holdfast_wire::errors::Reason;
 use holdfast_wire::proto;
@@ -21,6 +21,7 @@ use openraft::raft::{
     TransferLeaderError, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
@@ -37,6 +38,11 @@ type RpcError = RPCError<TypeConfig>;
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// A peer that owes an answer for so long is given up; longer than a slow sync, shorter than patience.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the news that entries are committed waits for further entries to go with.
+const NEWS_WAIT: Duration = Duration::from_millis(1);
+/// Entries that come so soon after others are part of a row of writes; longer than one writer needs from write to write, and
+/// shorter than one needs that waits for the proxies each time.
+const IN_A_ROW: Duration = Duration::from_millis(3);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 const KEEPALIVE: Duration = Duration::from_secs(1);
 /// A snapshot that makes no progress for so long is given up.
@@ -216,6 +222,29 @@ impl PeerNetwork {
     }
 }
 
+/// A request without entries brings only how far the log is committed, and the next one brings that too. While writes follow
+/// each other this spares both sides every second request; after the last one the peer applies it a moment later. Of a write
+/// that comes alone the news goes at once.
+fn merged(
+    requests: impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
+) -> impl Stream<Item = AppendEntriesRequest<TypeConfig>> {
+    let start = (requests.fuse(), None::<Instant>, false);
+    futures_util::stream::unfold(start, async |(mut requests, mut last_entries, mut in_a_row)| {
+        let mut request = requests.next().await?;
+        while in_a_row
+            && request.entries.is_empty()
+            && let Ok(Some(next)) = tokio::time::timeout(NEWS_WAIT, requests.next()).await
+        {
+            request = next;
+        }
+        if !request.entries.is_empty() {
+            let before = last_entries.replace(Instant::now());
+            in_a_row = before.is_some_and(|before| before.elapsed() < IN_A_ROW);
+        }
+        Some((request, (requests, last_entries, in_a_row)))
+    })
+}
+
 fn missing(field: &'static str) -> RpcError {
     RPCError::Network(NetworkError::from_string(format!("an answer without {field}")))
 }
@@ -270,7 +299,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         _option: RPCOption,
     ) -> BoxFuture<'s, Result<BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RpcError>>, RpcError>>
     where
-        S: futures_util::Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
         Box::pin(async move {
             // openraft waits after a failure before it gives out the next request, and not before it asks for a stream. A
@@ -279,7 +308,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
             let Some(first) = input.next().await else {
                 return Ok(futures_util::stream::empty().boxed());
             };
-            let input = futures_util::stream::iter([first]).chain(input);
+            let input = futures_util::stream::iter([first]).chain(merged(input));
             let owed = Arc::new(AtomicUsize::new(0));
             let (peer, sent) = (self.peer.clone(), owed.clone());
             let requests = input.map(move |rpc| {
@@ -424,4 +453,66 @@ fn transfer_result(
 
 fn request(part: proto::snapshot_request::Part) -> proto::SnapshotRequest {
     proto::SnapshotRequest { part: Some(part) }
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::EntryPayload;
+
+    use super::*;
+    use crate::consensus::types::{Entry, LeaderId};
+
+    fn request(index: u64, entries: u64) -> AppendEntriesRequest<TypeConfig> {
+        let log_id = |index| LogId::new(LeaderId { term: 1, node_id: 1 }, index);
+        let entry = |index| Entry {
+            log_id: log_id(index),
+            payload: EntryPayload::Blank,
+        };
+        AppendEntriesRequest {
+            vote: Vote::new_committed(1, 1),
+            prev_log_id: Some(log_id(index)),
+            entries: (index + 1..=index + entries).map(entry).collect(),
+            leader_commit: Some(log_id(index)),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_a_row_of_writes_news_of_a_commit_goes_with_the_next_entries_or_alone_a_moment_later() {
+        let (sender, receiver) = tokio::sync::mpsc::channel(16);
+        let mut merged = Box::pin(merged(ReceiverStream::new(receiver)));
+        for (index, entries) in [(1, 1), (2, 1), (3, 0), (3, 0), (3, 3), (6, 2), (8, 0), (8, 0)] {
+            sender.send(request(index, entries)).await.unwrap();
+        }
+        let mut next = async || {
+            let request = merged.next().await?;
+            Some((request.leader_commit?.index, request.entries.len()))
+        };
+        let began = Instant::now();
+        assert_eq!(next().await, Some((1, 1)));
+        assert_eq!(next().await, Some((2, 1)));
+        assert_eq!(next().await, Some((3, 3)));
+        assert_eq!(next().await, Some((6, 2)));
+        assert!(began.elapsed() < NEWS_WAIT, "entries wait for nothing");
+        assert_eq!(next().await, Some((8, 0)), "with nothing to go with");
+        assert!(began.elapsed() >= NEWS_WAIT);
+        sender.send(request(9, 0)).await.unwrap();
+        drop(sender);
+        assert_eq!(next().await, Some((9, 0)), "the last one is not lost");
+        assert_eq!(next().await, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn news_of_a_write_that_comes_alone_does_not_wait() {
+        let (sender, receiver) = tokio::sync::mpsc::channel(16);
+        let mut merged = Box::pin(merged(ReceiverStream::new(receiver)));
+        for index in 1..5 {
+            let began = Instant::now();
+            sender.send(request(index, 1)).await.unwrap();
+            assert_eq!(merged.next().await.unwrap().entries.len(), 1);
+            sender.send(request(index + 1, 0)).await.unwrap();
+            assert!(merged.next().await.unwrap().entries.is_empty());
+            assert!(began.elapsed() < NEWS_WAIT);
+            tokio::time::advance(IN_A_ROW).await;
+        }
+    }
 }
