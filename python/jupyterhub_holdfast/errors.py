@@ -59,17 +59,18 @@ class LockedOut(HoldfastError):
         super().__init__(f"{what}: the replicas do not let this hub in ({answers})")
 
 
+_OTHER_NAME = "its certificate is for another name: endpoints_server_name says for which"
+
 # What gRPC says of a connection that was made and not believed, and what to do about it.
 _UNTRUSTED = {
     "CERTIFICATE_VERIFY_FAILED": "its certificate has expired, or is of another authority than that of endpoints_ssl_ca",
-    "is not in peer certificate": "its certificate is for another name: endpoints_server_name says for which",
+    # Which of the two depends on gRPC's version.
+    "is not in peer certificate": _OTHER_NAME,
+    "Hostname Verification Check failed": _OTHER_NAME,
     "WRONG_VERSION_NUMBER": "it does not use TLS there, and endpoints_ssl_ca or https:// asks for it",
     "this port wants TLS": "set endpoints_ssl_ca to the authority of its certificate",
-    "CERTIFICATE_REQUIRED": "it wants a certificate: set endpoints_ssl_cert and endpoints_ssl_key",
-    "ALERT_UNKNOWN_CA": "it does not believe the certificate of endpoints_ssl_cert",
-    "ALERT_DECRYPT_ERROR": "it does not believe the certificate of endpoints_ssl_cert",
-    "ALERT_BAD_CERTIFICATE": "it does not believe the certificate of endpoints_ssl_cert",
-    "ALERT_CERTIFICATE_EXPIRED": "the certificate of endpoints_ssl_cert has expired",
+    # All that it says of an alert after the handshake, which is when TLS 1.3 looks at the caller's certificate.
+    "TSI_DATA_CORRUPTED": "it wants a certificate, or does not believe the one it is shown: see endpoints_ssl_cert",
 }
 
 

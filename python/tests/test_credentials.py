@@ -215,7 +215,7 @@ async def test_a_hub_that_starts_its_own_holdfast_takes_no_certificates(stranger
     proxy = HoldfastProxy(
         config=Config(HoldfastProxy={"endpoints_ssl_ca": stranger.ca}), public_url="http://127.0.0.1:8000"
     )
-    with pytest.raises(RuntimeError, match=r"endpoints_ssl_ca.* should_start = False"):
+    with pytest.raises(RuntimeError, match=r"endpoints_ssl_ca.*should_start = False"):
         await proxy.start()
 
 

@@ -29,10 +29,17 @@ pub(crate) struct Attempts<'a> {
     tried: Vec<Arc<str>>,
     // Who has refused our token.
     locked_out: Vec<Arc<str>>,
-    // The last failure of each replica, for the error that ends it all.
-    failures: Vec<(Arc<str>, String)>,
+    // The last failure of each replica that says something, for the error that ends it all.
+    failures: Vec<Failure>,
     pause: bool,
     perhaps_done: bool,
+}
+
+struct Failure {
+    address: Arc<str>,
+    text: String,
+    /// Why it cannot be spoken with, and what to do.
+    is_of_tls: bool,
 }
 
 /// Whom to ask, and how long to wait for an answer.
@@ -94,12 +101,12 @@ impl<'a> Attempts<'a> {
 
     /// Takes in why an attempt failed.
     pub(crate) fn failed(&mut self, replica: &Replica, status: &Status) -> Verdict {
-        let reason = Reason::from_status(status);
+        let (reason, tls_cause) = (Reason::from_status(status), tls_cause(status));
         tracing::debug!(%replica, code = ?status.code(), reason = reason.map_or("", Reason::as_str), "{}", status.message());
         let retry = match reason {
             Some(Reason::Token) => !self.is_locked_out(replica),
             Some(reason) => reason.is_retryable(),
-            None => is_transient(status.code()),
+            None => tls_cause.is_some() || is_transient(status.code()),
         };
         if !retry {
             self.endpoints.answered(replica, status.metadata());
@@ -107,15 +114,20 @@ impl<'a> Attempts<'a> {
         }
         self.endpoints.failed(replica, status.metadata());
         let address = replica.shared_address();
-        let failure = match reason {
-            Some(reason) => format!("{}: {}", reason.as_str(), status.message()),
-            None => in_words(status),
+        let failure = Failure {
+            address: address.clone(),
+            text: match reason {
+                Some(reason) => format!("{}: {}", reason.as_str(), status.message()),
+                None => in_words(status),
+            },
+            is_of_tls: tls_cause.is_some(),
         };
-        match self.failures.iter_mut().find(|(known, _)| *known == address) {
-            // The last attempt is cut short by the end of the time; what was heard before says more.
-            Some(_) if reason.is_none() && status.code() == Code::DeadlineExceeded => {}
-            Some((_, last)) => *last = failure,
-            None => self.failures.push((address.clone(), failure)),
+        // The last attempt is cut short by the end of the time, and a connection may end before it is heard why.
+        let says_little = reason.is_none() && status.code() == Code::DeadlineExceeded;
+        match self.failures.iter_mut().find(|known| known.address == address) {
+            Some(known) if says_little || known.is_of_tls && reason.is_none() && !failure.is_of_tls => {}
+            Some(known) => *known = failure,
+            None => self.failures.push(failure),
         }
         self.tried.push(address);
         self.pause |= reason == Some(Reason::Overloaded);
@@ -146,7 +158,10 @@ impl<'a> Attempts<'a> {
     /// Who was tried and how each failed at last, in words.
     pub(crate) fn summary(&self) -> String {
         let mut text = String::new();
-        for (address, failure) in &self.failures {
+        for Failure {
+            address, text: failure, ..
+        } in &self.failures
+        {
             let separator = if text.is_empty() { "" } else { "; " };
             // Writing to a String cannot fail.
             let _ = write!(text, "{separator}{address}: {failure}");

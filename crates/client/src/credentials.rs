@@ -263,6 +263,9 @@ pub(crate) fn tls_cause(status: &Status) -> Option<&'static str> {
         if let Some((_, alert)) = text.split_once("received fatal alert: ") {
             return Some(refused(alert));
         }
+        if text.contains("this port wants TLS") {
+            return Some("this port wants TLS: give --endpoints-ssl-ca");
+        }
         source = error.source();
     }
     None

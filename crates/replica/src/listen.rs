@@ -199,7 +199,15 @@ async fn handshake(
             copy(&mut stream, &mut sink()).await?;
             Err(io::Error::other("it came without TLS"))
         }
-        (stream, _) => acceptor.accept(stream).await,
+        (stream, _) => match acceptor.accept(stream).into_fallible().await {
+            Ok(stream) => Ok(stream),
+            Err((error, mut stream)) => {
+                // The alert that says why would be lost the same way.
+                stream.shutdown().await?;
+                copy(&mut stream, &mut sink()).await?;
+                Err(error)
+            }
+        },
     }
 }
 

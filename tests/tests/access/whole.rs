@@ -52,9 +52,7 @@ async fn with_tls_and_a_token_everything_works_through_any_replica() -> Result<(
         ensure!(finished.code == Some(0), "{command:?}: {finished:?}");
     }
     let saved = guarded.cluster.folder().join("saved");
-    let finished = guarded
-        .ask(&["backup", "save", &saved.display().to_string()], &[])
-        .await?;
+    let finished = guarded.ask(&["backup", &saved.display().to_string()], &[]).await?;
     ensure!(finished.code == Some(0) && saved.exists(), "{finished:?}");
 
     let leader = guarded.cluster.leader().await?;
