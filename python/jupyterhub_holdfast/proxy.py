@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import secrets
@@ -407,7 +408,7 @@ class HoldfastProxy(Proxy):
         """
         start = time.perf_counter()
         routes = TableRoutes()
-        for page in await self.client.pages(_as_listed_routes):
+        for page in await self.client.pages(_as_table_routes):
             routes.take(page)
         PROXY_POLL_DURATION_SECONDS.observe(time.perf_counter() - start)
         return routes
@@ -694,20 +695,24 @@ def _as_table_routes(listed: Sequence[routes_pb2.Route]) -> TableRoutes:
     routes = TableRoutes()
     for route, of_route in zip(listed, data, strict=True):
         routespec = route.routespec
+        if route.last_activity_ms:
+            of_route["last_activity"] = _as_moment(route.last_activity_ms)
         routes[routespec] = {"routespec": routespec, "target": route.target, "data": of_route}
         routes.mod_revisions[routespec] = route.mod_revision
     return routes
 
 
-def _as_listed_routes(listed: Sequence[routes_pb2.Route]) -> TableRoutes:
-    listed = list(listed)
-    routes = _as_table_routes(listed)
-    for route in listed:
-        if route.last_activity_ms:
-            moment = datetime.fromtimestamp(route.last_activity_ms / 1000, timezone.utc)
-            text = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-            routes[route.routespec]["data"]["last_activity"] = text
-    return routes
+def _as_moment(unix_ms: int) -> str:
+    """In ISO 8601. For a list of ten thousand `datetime.isoformat` takes a quarter of the list's time, and this half of that."""
+    day, ms = divmod(unix_ms, 86_400_000)
+    hour, ms = divmod(ms, 3_600_000)
+    minute, ms = divmod(ms, 60_000)
+    return f"{_as_date(day)}T{hour:02}:{minute:02}:{ms / 1000:06.3f}Z"
+
+
+@functools.lru_cache(maxsize=8)
+def _as_date(unix_day: int) -> str:
+    return datetime.fromtimestamp(86_400 * unix_day, timezone.utc).date().isoformat()
 
 
 async def _ip_address(host: str | None) -> str:
