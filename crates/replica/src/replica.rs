@@ -136,7 +136,7 @@ pub enum RunError {
     /// The consensus did not start, or stopped.
     #[error("consensus stopped: {0}")]
     Consensus(String),
-    /// The disk did not take a write, or could not be read. The process ends with [`EXIT_DISK_FAILED`].
+    /// The disk did not take a write, or could not be read. The process ends with [`EXIT_DISK_FAILED`](crate::EXIT_DISK_FAILED).
     #[error("the disk failed, nothing that it did not take was acknowledged; give it space or replace it: {0}")]
     Disk(String),
     /// A bug.

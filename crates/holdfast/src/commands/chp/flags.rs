@@ -125,11 +125,11 @@ pub struct ChpArgs {
     #[arg(long, value_name = "URL")]
     pub(super) default_target: Option<String>,
 
-    /// Asks this URL for error pages: GET URL/<status code>?url=<what was asked for>.
+    /// Asks this URL for error pages: GET URL/STATUS?url=ASKED-FOR.
     #[arg(long, value_name = "URL")]
     pub(super) error_target: Option<String>,
 
-    /// Shows <status code>.html, or else error.html, of this directory.
+    /// Shows STATUS.html, for example 503.html, or else error.html, of this directory.
     #[arg(long, value_name = "DIR")]
     pub(super) error_path: Option<String>,
 

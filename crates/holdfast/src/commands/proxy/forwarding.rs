@@ -14,11 +14,11 @@ pub struct ForwardingArgs {
     #[arg(long, env = "HOLDFAST_DEFAULT_TARGET", value_name = "URL")]
     pub(in crate::commands) default_target: Option<String>,
 
-    /// Asks this URL for error pages: GET URL/<status code>?url=<what was asked for>. JupyterHub's is <hub>/error.
+    /// Asks this URL for error pages: GET URL/STATUS?url=ASKED-FOR. JupyterHub's is HUB/error.
     #[arg(long, env = "HOLDFAST_ERROR_TARGET", value_name = "URL")]
     pub(in crate::commands) error_target: Option<String>,
 
-    /// Shows <status code>.html, or else error.html, of this directory.
+    /// Shows STATUS.html, for example 503.html, or else error.html, of this directory.
     #[arg(long, env = "HOLDFAST_ERROR_PATH", value_name = "DIR")]
     pub(in crate::commands) error_path: Option<String>,
 
