@@ -18,6 +18,14 @@ from ports import free_ports
 API_TOKEN = "a-token-for-the-tests"
 
 CONFIG = """
+import sys
+sys.path.append({tests!r})
+from ports import free_ports
+
+def give_a_port(spawner):
+    # A server binds its port seconds after it was chosen, and the spawner chooses one that a connection may get meanwhile.
+    spawner.port = free_ports(1)
+
 c.JupyterHub.proxy_class = "holdfast"
 c.JupyterHub.bind_url = "http://127.0.0.1:{public_port}{base_url}"
 c.JupyterHub.hub_bind_url = "http://127.0.0.1:{hub_port}"
@@ -29,6 +37,7 @@ c.JupyterHub.spawner_class = "simple"
 c.SimpleLocalProcessSpawner.home_dir_template = {homes!r} + "/{{username}}"
 c.Spawner.cmd = [{python!r}, "-m", "jupyterhub.singleuser", "--allow-root"]
 c.Spawner.default_url = "/api/status"
+c.Spawner.pre_spawn_hook = give_a_port
 c.Spawner.start_timeout = 120
 c.Spawner.http_timeout = 120
 c.JupyterHub.tornado_settings = {{"slow_spawn_timeout": 120}}
@@ -67,6 +76,7 @@ class Hub:
             base_url=base_url,
             hub_port=self.hub_port,
             homes=str(self.homes),
+            tests=str(Path(__file__).parent),
             python=python,
             token=API_TOKEN,
         )
@@ -130,6 +140,10 @@ class Hub:
         return fetch(f"{self.url}{self.base_url}hub/api{path}", method=method, body=body, ca=self.ca)
 
     def routes(self):
+        """Every route, as it was written."""
+        return as_written(self.routes_and_activity())
+
+    def routes_and_activity(self):
         """Every route. The hub's API gives them in pages."""
         routes, offset = {}, 0
         while page := self.api("GET", f"/proxy?offset={offset}&limit=200"):

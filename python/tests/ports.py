@@ -6,9 +6,10 @@ import socket
 # Below the ports that kernels give to outgoing connections: one of those could sit on the port of a killed process.
 BLOCKS = range(10000, 30000, 50)
 
-# The listener on a block's first port keeps every other process off the block, and this one from giving it twice: nobody
-# listens yet on a port that was just given.
-_held = []
+# The listener on a block's first port keeps every other process off the block.
+_locks = []
+# What is left of the last one: nobody listens yet on a port that was just given, so looking would give it twice.
+_left = range(0)
 
 
 def free_port():
@@ -19,20 +20,32 @@ def free_port():
 
 def free_ports(count):
     """The first of `count` consecutive ports where nobody listens, and which no other test gets while this process lives."""
+    global _left
     assert count < BLOCKS.step, f"{count} ports in a row are more than a block has"
+    while True:
+        while len(_left) >= count:
+            given, _left = _left[:count], _left[count:]
+            if all(map(_is_free, given)):
+                return given[0]
+        _left = _take_block()
+
+
+def _take_block():
     for block in random.sample(BLOCKS, len(BLOCKS)):
         try:
-            lock = _listener(block)
+            _locks.append(_listener(block))
         except OSError:
             continue
-        _held.append(lock)
-        try:
-            for port in range(block + 1, block + 1 + count):
-                _listener(port).close()
-        except OSError:
-            continue
-        return block + 1
-    raise RuntimeError(f"no {count} free ports in a row")
+        return range(block + 1, block + BLOCKS.step)
+    raise RuntimeError("every block of ports is taken")
+
+
+def _is_free(port):
+    try:
+        _listener(port).close()
+    except OSError:
+        return False
+    return True
 
 
 def _listener(port):

@@ -82,7 +82,7 @@ class TestWithACluster:
 
     def test_the_hub_shows_when_a_route_was_last_active_as_configurable_http_proxy_spells_it(self, up, hub):
         def last_activity():
-            return hub.routes()["/user/bob/"]["data"].get("last_activity")
+            return hub.routes_and_activity()["/user/bob/"]["data"].get("last_activity")
 
         until(last_activity, 30, "bob's route is active, for it was written", hub)
         before = datetime.now(timezone.utc)

@@ -12,6 +12,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::mirror::Mirror;
+use crate::side_by_side::plain;
 use crate::subject::{SOON, Subject};
 
 #[tokio::test]
@@ -32,10 +33,10 @@ async fn routes_on_disk_survive_kill_9_and_those_in_memory_go() -> Result<()> {
             // As a hub does with the route that the flag has made.
             subject.add("/", &mirror.target("/hub")).await?;
         }
-        let before = subject.ask(Method::GET, "/api/routes", "").await?.json()?;
+        let before = plain(subject.ask(Method::GET, "/api/routes", "").await?.json()?);
         subject.process.kill();
         subject.start().await?;
-        let after = subject.ask(Method::GET, "/api/routes", "").await?.json()?;
+        let after = plain(subject.ask(Method::GET, "/api/routes", "").await?.json()?);
         match stays {
             true => ensure!(
                 before == after && after["/"]["jupyterhub"] == json!(true),

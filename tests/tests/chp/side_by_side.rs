@@ -95,7 +95,7 @@ impl Step {
 }
 
 /// Without what differs by the moment.
-fn plain(mut routes: Value) -> Value {
+pub fn plain(mut routes: Value) -> Value {
     let is_one = routes.get("target").is_some();
     let objects: Vec<&mut Value> = match &mut routes {
         one if is_one => vec![one],
