@@ -19,7 +19,7 @@ from .backoff import backoff
 from .changes import Change, Delete, Put, batches
 from .credentials import Credentials
 from .endpoints import Endpoints
-from .errors import BrokenAnswer, Failure, LockedOut, Rejected, Unavailable, trailers_of
+from .errors import BrokenAnswer, Failure, LockedOut, NoChannel, Rejected, Unavailable, trailers_of
 
 # One attempt at one endpoint. Short, so that an endpoint that swallows calls leaves time for the others; long enough
 # for a replica to sit out an election on the caller's behalf.
@@ -27,6 +27,9 @@ ATTEMPT_SECONDS = 4.0
 
 # What each further change of a batch may add to that.
 CHANGE_SECONDS = 0.001
+
+# How long a connection that is no more wanted may go on with the calls on it: longer than any of them.
+RETIRE_SECONDS = 120.0
 
 # Failures that are over sooner are not worth a line in the hub's log: elections are, and so is the start of a process.
 WARN_AFTER_SECONDS = 2.0
@@ -378,10 +381,10 @@ class _LoopState:
         """Takes the files as they are now. What is under way goes on with what it began with."""
         try:
             self._of_channels = credentials.of_channel()
-        except OSError as e:
+        except (OSError, ValueError) as e:
             if self._seen is None:
-                raise
-            credentials.log.warning("Certificates stay as they were: %s", e)
+                raise NoChannel(str(e)) from None
+            credentials.warn("Certificates stay as they were: %s", e)
             return
         if self._seen is not None:
             credentials.log.info("Certificates have changed: new connections to the replicas have the new ones")
@@ -398,7 +401,7 @@ class _LoopState:
         return grpc.aio.secure_channel(address, self._of_channels, options=options)
 
     def _retire(self, key: tuple[str, bool]) -> None:
-        closing = asyncio.ensure_future(self._channels.pop(key).close(grace=2 * ATTEMPT_SECONDS))
+        closing = asyncio.ensure_future(self._channels.pop(key).close(grace=RETIRE_SECONDS))
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
 

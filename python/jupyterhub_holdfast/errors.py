@@ -78,6 +78,10 @@ class BrokenAnswer(Exception):
     """An answer that contradicts itself, such as a list that ended before its end."""
 
 
+class NoChannel(Exception):
+    """No connection could be asked for, because of our own files."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """One failed attempt at one endpoint."""
@@ -88,7 +92,14 @@ class Failure:
     leader: str | None = None
 
     # What an attempt may raise that `of` understands.
-    EXCEPTIONS: ClassVar = (grpc.aio.AioRpcError, asyncio.TimeoutError, BrokenAnswer)
+    # gRPC's UsageError: the channel was closed between two calls, for there are new certificates.
+    EXCEPTIONS: ClassVar = (
+        grpc.aio.AioRpcError,
+        grpc.aio.UsageError,
+        asyncio.TimeoutError,
+        BrokenAnswer,
+        NoChannel,
+    )
 
     @classmethod
     def of(cls, error: BaseException) -> Failure:
@@ -97,7 +108,7 @@ class Failure:
             return cls(
                 error.code(), error.details() or "", trailers.get("holdfast-reason"), trailers.get("holdfast-leader")
             )
-        if isinstance(error, BrokenAnswer):
+        if isinstance(error, (BrokenAnswer, NoChannel, grpc.aio.UsageError)):
             return cls(grpc.StatusCode.UNAVAILABLE, str(error))
         return cls(grpc.StatusCode.DEADLINE_EXCEEDED, "no answer within the attempt's time")
 

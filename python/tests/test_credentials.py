@@ -1,6 +1,8 @@
 """TLS and tokens between hub and replicas: real replicas, and a real JupyterHub."""
 
 import asyncio
+import errno
+import shutil
 import time
 
 import grpc
@@ -192,6 +194,46 @@ async def test_a_file_that_is_half_written_or_gone_changes_nothing(connect, guar
     for change in (lambda: token.write_text(""), token.unlink):
         change()
         await client.list()
+
+
+async def test_certificates_that_cannot_be_used_change_nothing(connect, guarded, stranger, tmp_path):
+    cert, key = guarded.authority.vouch_for("another-hub")
+    files = {"ssl_ca": guarded.authority.ca, "ssl_cert": cert, "ssl_key": key}
+    ours = {name: tmp_path / name for name in files}
+    for name, file in files.items():
+        shutil.copy(file, ours[name])
+    client = connect(timeout=5.0, **{name: str(path) for name, path in ours.items()})
+    await client.list()
+    _, key_of_another = stranger.vouch_for("another-hub")
+    for change in (
+        lambda: shutil.copy(key_of_another, ours["ssl_key"]),
+        lambda: ours["ssl_ca"].write_text(""),
+        lambda: ours["ssl_cert"].unlink(),
+    ):
+        change()
+        await client.list()
+
+
+def test_a_token_that_could_not_be_read_is_read_later(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    file = tmp_path / "token"
+    file.write_text("one\n")
+    credentials = Credentials(auth_token_file=str(file))
+    assert credentials.metadata() == (("authorization", "Bearer one"),)
+    file.write_text("another\n")
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr("jupyterhub_holdfast.credentials._content", refuse)
+        assert credentials.metadata() == (("authorization", "Bearer one"),)
+    assert credentials.metadata() == (("authorization", "Bearer another"),)
+
+
+def test_a_token_comes_as_it_is_meant_or_is_refused():
+    assert Credentials(auth_token="one\n").metadata() == (("authorization", "Bearer one"),)
+    for wrong in ("two words", "umläut", "two\nlines"):
+        with pytest.raises(TraitError, match=r"HoldfastProxy\.auth_token: must be"):
+            HoldfastProxy(config=Config(HoldfastProxy={"auth_token": wrong}))
 
 
 @pytest.mark.parametrize(
