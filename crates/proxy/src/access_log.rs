@@ -32,8 +32,6 @@ const PATH_BYTES_MAX: usize = 2_048;
 const HOST_BYTES_MAX: usize = 255;
 const METHOD_BYTES_MAX: usize = 32;
 const CAUSE_BYTES_MAX: usize = 512;
-/// How often it is looked whether the file is still the one at its path.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Trouble that goes on is told again after this.
 const SAME_NEWS: Duration = Duration::from_secs(30);
 
@@ -179,7 +177,11 @@ impl AccessLog {
         let host = asked.as_ref().and_then(|asked| asked.host.as_ref());
         let facts = Facts {
             time_ms: timestamp::now_ms(),
-            id: request.headers().get(headers::X_REQUEST_ID).cloned(),
+            // Not a clone, which would keep the whole head for as long as there is a record.
+            id: request
+                .headers()
+                .get(headers::X_REQUEST_ID)
+                .and_then(|id| HeaderValue::from_bytes(id.as_bytes()).ok()),
             trace: headers::trace_id(request.headers()),
             client: client.origin.address.as_ref().map(|(_, address)| address.clone()),
             protocol: request.version(),
@@ -345,7 +347,6 @@ impl Output {
 struct LogFile {
     path: PathBuf,
     file: File,
-    looked: Instant,
 }
 
 impl LogFile {
@@ -353,16 +354,12 @@ impl LogFile {
         Ok(LogFile {
             file: append_to(&path)?,
             path,
-            looked: Instant::now(),
         })
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.looked.elapsed() >= LOOK_EVERY {
-            self.looked = Instant::now();
-            if !self.is_at_its_path() {
-                self.file = append_to(&self.path)?;
-            }
+        if !self.is_at_its_path() {
+            self.file = append_to(&self.path)?;
         }
         self.file.write_all(bytes)
     }
@@ -445,10 +442,6 @@ mod tests {
         let mut output = Output::File(LogFile::open(path.clone()).unwrap());
         let (mut batch, lost) = (Batch::default(), Counter::default());
         let mut write = |output: &mut Output, path: &str| {
-            // As if the time for the next look had come.
-            if let Output::File(file) = output {
-                file.looked = Instant::now().checked_sub(LOOK_EVERY).unwrap();
-            }
             batch.push(&facts(path));
             batch.write(output, &lost);
         };

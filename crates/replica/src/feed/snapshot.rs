@@ -1,6 +1,6 @@
 //! A whole table, encoded and compressed once for all who need it, and given to so many at once.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use holdfast_table::{Epoch, Revision, State, Table};
@@ -22,6 +22,8 @@ const TURN: Duration = Duration::from_secs(10);
 /// The newest snapshot, and whose turn it is to get it.
 pub struct Snapshots {
     newest: Mutex<Option<Arc<EncodedSnapshot>>>,
+    /// Held by who encodes: several at once would take each other's CPU and all memory.
+    encoding: Arc<Mutex<()>>,
     turns: Arc<Semaphore>,
 }
 
@@ -63,6 +65,7 @@ impl Default for Snapshots {
     fn default() -> Self {
         Snapshots {
             newest: Mutex::default(),
+            encoding: Arc::default(),
             turns: Arc::new(Semaphore::new(SENDING_MAX)),
         }
     }
@@ -85,8 +88,13 @@ impl Snapshots {
             revision: state.table.revision(),
             chunks,
         };
-        let table = state.table.clone();
+        let (table, encoding) = (state.table.clone(), self.encoding.clone());
         let encode = move || {
+            let _alone = encoding.lock().unwrap_or_else(PoisonError::into_inner);
+            // Those who waited for it may have gone, or found a newer one.
+            if made.is_closed() {
+                return;
+            }
             if let Err(error) = encode(&table, |chunk| made.send_modify(|chunks| chunks.push(chunk))) {
                 tracing::error!(%error, "a snapshot could not be encoded; its subscribers are let go");
             }
