@@ -1,8 +1,8 @@
 //! Activity: a proxy sees which routes are used, and the replica that it follows hears of it.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use holdfast_wire::convert::RouteActivity;
@@ -12,10 +12,13 @@ use prost::Message as _;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{Code, Request};
 
+use crate::attempts::in_words;
 use crate::endpoints::Replica;
 
 /// How long one call may take.
 const CALL: Duration = Duration::from_secs(5);
+/// Until the same is said again.
+const SAME_NEWS: Duration = Duration::from_secs(30);
 /// How much one call says at most.
 const ROUTES_MAX: usize = 10_000;
 const BYTES_MAX: usize = 1024 * 1024;
@@ -47,6 +50,8 @@ pub(crate) struct Reporter {
     reports: Reports,
     /// Set while the replica that is followed may lack what was reported already.
     owes_all: AtomicBool,
+    /// When it was last said that reports fail.
+    told: Mutex<Option<Instant>>,
 }
 
 impl Reporter {
@@ -54,6 +59,7 @@ impl Reporter {
         Reporter {
             reports,
             owes_all: AtomicBool::new(true),
+            told: Mutex::default(),
         }
     }
 
@@ -93,10 +99,19 @@ impl Reporter {
                 Ok(Ok(_)) => {}
                 // Of an older version, and followed all the same.
                 Ok(Err(status)) if status.code() == Code::Unimplemented => return,
-                Ok(Err(status)) => return tracing::debug!(%replica, "not told of activity: {status}"),
-                Err(_) => return tracing::debug!(%replica, "not told of activity in time"),
+                Ok(Err(status)) => return self.failed(replica, &in_words(&status)),
+                Err(_) => return self.failed(replica, "no answer in time"),
             }
         }
         self.owes_all.store(false, Ordering::Relaxed);
+    }
+
+    /// Routes that stay inactive may cost users their servers, so it is said, though not each time.
+    fn failed(&self, replica: &Replica, problem: &str) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|told| told.elapsed() >= SAME_NEWS) {
+            *told = Some(Instant::now());
+            tracing::warn!(%replica, "it was not told which routes are active, and is told again: {problem}");
+        }
     }
 }

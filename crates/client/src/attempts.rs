@@ -133,7 +133,7 @@ impl<'a> Attempts<'a> {
         self.pause |= reason == Some(Reason::Overloaded);
         self.perhaps_done |= match reason {
             Some(reason) => reason == Reason::Unknown,
-            None => !was_never_sent(status),
+            None => tls_cause.is_none() && !was_never_sent(status),
         };
         Verdict::Retry
     }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use holdfast_tls::tokio_rustls::TlsConnector;
 use holdfast_tls::tokio_rustls::client::TlsStream;
@@ -75,10 +76,13 @@ fn with_cause(error: &TlsError) -> String {
     }
 }
 
+/// A file of a few bytes is read by whoever makes a call, so not for every one.
+const READ_EVERY: Duration = Duration::from_secs(1);
+
 /// A token from the first line of a file, as it is now; as it last was, while the file cannot be read.
 struct TokenFile {
     path: PathBuf,
-    last: Mutex<MetadataValue<Ascii>>,
+    last: Mutex<(MetadataValue<Ascii>, Instant)>,
 }
 
 impl TokenFile {
@@ -86,7 +90,7 @@ impl TokenFile {
         match read_token(&path) {
             Ok(token) => Ok(TokenFile {
                 path,
-                last: Mutex::new(token),
+                last: Mutex::new((token, Instant::now())),
             }),
             Err(problem) => Err(CredentialsError::Token { path, problem }),
         }
@@ -94,11 +98,15 @@ impl TokenFile {
 
     fn now(&self) -> MetadataValue<Ascii> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        match read_token(&self.path) {
-            Ok(token) => last.clone_from(&token),
-            Err(problem) => tracing::warn!(path = %self.path.display(), "the token stays as it was: {problem}"),
+        let (token, read) = &mut *last;
+        if read.elapsed() >= READ_EVERY {
+            *read = Instant::now();
+            match read_token(&self.path) {
+                Ok(new) => *token = new,
+                Err(problem) => tracing::warn!(path = %self.path.display(), "the token stays as it was: {problem}"),
+            }
         }
-        last.clone()
+        token.clone()
     }
 }
 
@@ -231,7 +239,10 @@ fn explain(error: &io::Error, name: &ServerName<'_>) -> String {
             _ => "its certificate is not believed".to_owned(),
         },
         Some(Error::InvalidMessage(_)) => "it does not speak TLS there".to_owned(),
-        Some(Error::AlertReceived(alert)) => refused(&format!("{alert:?}")).to_owned(),
+        Some(Error::AlertReceived(alert)) => {
+            let refused = refused(&format!("{alert:?}"));
+            refused.unwrap_or("it has ended the TLS handshake").to_owned()
+        }
         None if matches!(
             error.kind(),
             io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset
@@ -244,24 +255,26 @@ fn explain(error: &io::Error, name: &ServerName<'_>) -> String {
     format!("{hint} ({error})")
 }
 
-/// What a replica says by an alert, as rustls names it. It may come after the handshake, with the first answer.
-fn refused(alert: &str) -> &'static str {
+/// What a replica says of our certificate by an alert, as rustls names it. It may come after the handshake, with the first
+/// answer: then it has not looked at a call.
+fn refused(alert: &str) -> Option<&'static str> {
     match alert {
-        "CertificateRequired" => "it wants a certificate: give --endpoints-ssl-cert and --endpoints-ssl-key",
+        "CertificateRequired" => Some("it wants a certificate: give --endpoints-ssl-cert and --endpoints-ssl-key"),
         "UnknownCA" | "BadCertificate" | "CertificateUnknown" | "CertificateExpired" | "DecryptError" => {
-            "it does not believe our certificate, --endpoints-ssl-cert"
+            Some("it does not believe our certificate, --endpoints-ssl-cert")
         }
-        _ => "it has ended the TLS handshake",
+        _ => None,
     }
 }
 
-/// What a replica has said of TLS before it closed the connection. HTTP/2 keeps its text alone.
+/// Why a replica has looked at no call on the connection that it closed, if that is because of TLS. HTTP/2 keeps its text
+/// alone.
 pub(crate) fn tls_cause(status: &Status) -> Option<&'static str> {
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {
         let text = error.to_string();
         if let Some((_, alert)) = text.split_once("received fatal alert: ") {
-            return Some(refused(alert));
+            return refused(alert);
         }
         if text.contains("this port wants TLS") {
             return Some("this port wants TLS: give --endpoints-ssl-ca");

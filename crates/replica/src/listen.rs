@@ -14,7 +14,7 @@ use futures_util::{Stream, stream};
 use holdfast_tls::ServerIdentity;
 use holdfast_tls::tokio_rustls::TlsAcceptor;
 use holdfast_tls::tokio_rustls::server::TlsStream;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf, copy, sink};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf, copy, sink};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -23,6 +23,9 @@ use tonic::transport::server::Connected;
 
 /// A TLS handshake that takes longer is given up.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Who is refused is listened to for so long, for its place is another's.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+const DRAIN_BYTES_MAX: u64 = 64 * 1024;
 /// TLS handshakes under way at once; more wait in the kernel.
 const HANDSHAKES_MAX: usize = 256;
 
@@ -194,21 +197,26 @@ async fn handshake(
     match (stream, http2_refusal) {
         (Either::Left(mut stream), Some(refusal)) if stream.peek(&mut first).await? == 1 && first == *b"P" => {
             stream.write_all(&refusal).await?;
-            stream.shutdown().await?;
             // Closed with something unread, it would be reset, and the refusal lost.
-            copy(&mut stream, &mut sink()).await?;
+            let _ = timeout(DRAIN_TIMEOUT, drain(&mut stream)).await;
             Err(io::Error::other("it came without TLS"))
         }
         (stream, _) => match acceptor.accept(stream).into_fallible().await {
             Ok(stream) => Ok(stream),
             Err((error, mut stream)) => {
                 // The alert that says why would be lost the same way.
-                stream.shutdown().await?;
-                copy(&mut stream, &mut sink()).await?;
+                let _ = timeout(DRAIN_TIMEOUT, drain(&mut stream)).await;
                 Err(error)
             }
         },
     }
+}
+
+/// Reads what the other side has sent until it closes, or has sent more than a caller would.
+async fn drain(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<()> {
+    stream.shutdown().await?;
+    copy(&mut stream.take(DRAIN_BYTES_MAX), &mut sink()).await?;
+    Ok(())
 }
 
 /// What an HTTP/2 server says that goes away at once (RFC 9113, 6.5 and 6.8), because of `INADEQUATE_SECURITY`.

@@ -50,6 +50,14 @@ pub enum TlsError {
         /// The file.
         path: PathBuf,
     },
+    /// The file is of tokens, one a line, and this line can be none.
+    #[error("{}: line {line} is no token: one is of printable ASCII characters without spaces, and begins with no #", path.display())]
+    NotAToken {
+        /// The file.
+        path: PathBuf,
+        /// Which line, from 1.
+        line: usize,
+    },
     /// The key is encrypted, and nobody said with which passphrase.
     #[error(
         "{}: is encrypted, and there is no passphrase: `umask 077; openssl pkey -in {} -out plain.key` decrypts it",

@@ -35,7 +35,7 @@ impl Tokens {
     /// Those in a file, one a line. Reads it: not for a thread that others wait for.
     ///
     /// # Errors
-    /// [`TlsError::Read`] and [`TlsError::NoToken`]: mend the file.
+    /// [`TlsError::Read`], [`TlsError::NoToken`] and [`TlsError::NotAToken`]: mend the file.
     pub fn read(file: PathBuf) -> Result<Self, TlsError> {
         let admitted = ArcSwap::from_pointee(read(&file)?);
         Ok(Tokens(Arc::new(Shared {
@@ -88,7 +88,16 @@ fn read(file: &Path) -> Result<Vec<blake3::Hash>, TlsError> {
         path: file.to_owned(),
         source,
     })?;
-    let tokens = hashes(text.lines().map(str::trim));
+    let lines = text.lines().map(str::trim);
+    // A remark, or half of something else, would open the door too.
+    let is_token = |line: &str| line.bytes().all(|byte| byte.is_ascii_graphic()) && !line.starts_with('#');
+    if let Some((at, _)) = lines.clone().enumerate().find(|(_, line)| !is_token(line)) {
+        return Err(TlsError::NotAToken {
+            path: file.to_owned(),
+            line: at + 1,
+        });
+    }
+    let tokens = hashes(lines);
     match tokens.is_empty() {
         true => Err(TlsError::NoToken { path: file.to_owned() }),
         false => Ok(tokens),
@@ -130,6 +139,10 @@ mod tests {
         fs::write(&file, "two\nthree\n").unwrap();
         assert!(tokens.refresh().unwrap());
         assert!(!clone.admit(Some("one")) && clone.admit(Some("two")) && clone.admit(Some("three")));
+        for wrong in ["one\n# until Friday\n", "one\ntwo words", "umläut"] {
+            fs::write(&file, wrong).unwrap();
+            assert!(matches!(tokens.refresh(), Err(TlsError::NotAToken { .. })), "{wrong}");
+        }
         fs::write(&file, " \n").unwrap();
         assert!(matches!(tokens.refresh(), Err(TlsError::NoToken { .. })));
         fs::remove_dir_all(&folder).unwrap();
