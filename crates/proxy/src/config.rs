@@ -6,12 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use holdfast_client::Endpoints;
-use holdfast_table::{FieldError, Target};
+use holdfast_table::{FieldError, Target, TargetRule};
 use holdfast_tls::{ServerTls, TargetTls};
 
 use crate::access_log::AccessLogTo;
 use crate::activity::WebsocketActivity;
-use crate::allow::TargetRule;
 use crate::error_pages::ErrorPages;
 use crate::listen::Address;
 use crate::policy::Policy;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_table::{Scheme, Target};
+use holdfast_table::{Allowed, Denied, Scheme, Target};
 use holdfast_tls::{TargetIdentity, TlsError};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, UnixStream};
@@ -15,7 +15,6 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::{TlsConnector, TlsStream};
 
-use crate::allow::{Allowed, Denied};
 use crate::stream::Stream;
 
 /// Names that are looked up at once. Each takes a thread until the system has an answer, whether it is still waited for or

@@ -3,13 +3,12 @@
 //! [`ProxyConfig`] -> [`Proxy`] (`build`) -> `run` until a token is cancelled, then drain.
 //!
 //! A request's way: `accept` (limits) -> `connection` (TLS, HTTP/1.1 or HTTP/2) -> `forward` (`request`, the table,
-//! `headers`, `rewrite`) -> `targets` (`pool`, `connect`, `allow`); a WebSocket goes on in `tunnel`.
+//! `headers`, `rewrite`) -> `targets` (`pool`, `connect`); a WebSocket goes on in `tunnel`.
 
 mod accept;
 pub mod access_log;
 pub mod activity;
 mod admin;
-pub mod allow;
 mod body;
 mod cache;
 mod client;
@@ -28,7 +27,6 @@ mod pages;
 pub mod policy;
 mod pool;
 pub mod proxy;
-pub mod ranges;
 mod redirect;
 #[cfg(test)]
 #[path = "../../../fuzz/replay.rs"]
@@ -44,7 +42,6 @@ mod websocket;
 
 pub use access_log::AccessLogTo;
 pub use activity::WebsocketActivity;
-pub use allow::TargetRule;
 pub use cache::{Refusal as CacheRefusal, read as read_cache};
 pub use config::{ConfigError, ProxyConfig, Redirect};
 pub use error_pages::ErrorPages;

@@ -6,7 +6,7 @@ use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::headers::is_of_one_hop;
-use crate::ranges::IpRange;
+use holdfast_table::ranges::IpRange;
 
 /// How requests and answers are changed on their way. The default changes what it must and nothing else.
 #[derive(Clone, Debug)]

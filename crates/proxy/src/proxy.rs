@@ -17,7 +17,6 @@ use crate::accept::{Door, Opening};
 use crate::access_log::Writer;
 use crate::activity::Activity;
 use crate::admin::{self, Facts, MoreMetrics};
-use crate::allow::Allowed;
 use crate::cache::{Cache, OpenError};
 use crate::config::{ConfigError, ProxyConfig};
 use crate::connect::Connector;
@@ -30,6 +29,7 @@ use crate::metrics::Metrics;
 use crate::signal::Signal;
 use crate::staleness::Staleness;
 use crate::targets::Targets;
+use holdfast_table::Allowed;
 
 /// What users may speak by TLS.
 const PROTOCOLS: &[&[u8]] = &[b"h2", b"http/1.1"];

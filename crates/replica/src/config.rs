@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use holdfast_table::HoldPolicy;
+use holdfast_table::{HoldPolicy, TargetRule};
 use holdfast_tls::{ServerTls, Tokens};
 
 use crate::listen::Address;
@@ -85,6 +85,8 @@ pub struct ReplicaConfig {
     pub listen_client: Address,
     /// Who may come in there.
     pub api: ApiAccess,
+    /// Which targets routes may have; empty: all but link-local and metadata addresses and our own ports.
+    pub allow_targets: Vec<TargetRule>,
     /// gRPC for the other replicas; `None`: not served, which a cluster of one can do without.
     pub listen_peer: Option<SocketAddr>,
     /// HTTP for probes and metrics; `None`: not served.
@@ -219,6 +221,7 @@ mod tests {
             data_dir: "/nowhere".into(),
             listen_client: SocketAddr::from(([127, 0, 0, 1], 0)).into(),
             api: ApiAccess::default(),
+            allow_targets: Vec::new(),
             listen_peer: Some(([127, 0, 0, 1], 0).into()),
             listen_admin: None,
             chp_api: None,

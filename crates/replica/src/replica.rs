@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
-use holdfast_table::{Digest, Lineage, Revision};
+use holdfast_table::{Allowed, Digest, Lineage, Revision};
 use holdfast_tls::{Refresh, ServerIdentity, ServerTls, TlsError};
 use holdfast_wire::proto::cluster_server::ClusterServer;
 use holdfast_wire::proto::raft_server::RaftServer;
@@ -297,7 +297,7 @@ impl ReplicaConfig {
             None => local_address("listen-client", &self.listen_client, &client)?.to_string(),
         };
         let introduction = Introduction::new(&self, identity, advertised);
-        let context = Context::new(introduction, store, disk_sync);
+        let context = Context::new(introduction, store, disk_sync, self.allowed());
         Ok(Replica {
             config: self,
             context: Arc::new(context),
@@ -309,6 +309,23 @@ impl ReplicaConfig {
             admin,
             chp_api,
         })
+    }
+
+    /// Which targets routes may have. Where the other replicas talk to clients is not known here; proxies know it.
+    fn allowed(&self) -> Allowed {
+        let chp_api = self.chp_api.as_ref().map(|api| &api.listen);
+        let tcp = |address: &Address| match address {
+            Address::Tcp(address) => Some(*address),
+            Address::Unix(_) => None,
+        };
+        let own = [Some(&self.listen_client), chp_api]
+            .into_iter()
+            .flatten()
+            .filter_map(tcp);
+        let own = own.chain(self.listen_peer).chain(self.listen_admin);
+        let replicas = self.cluster.peers.iter().map(|peer| &peer.address);
+        let replicas = replicas.chain(&self.advertise_client).cloned();
+        Allowed::new(self.allow_targets.clone(), own.collect(), replicas.collect())
     }
 }
 

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use holdfast_table::Allowed;
 use holdfast_wire::errors::{self, Reason};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -43,6 +44,8 @@ pub struct Context {
     pub store: Store,
     /// How long that took to sync when the replica started.
     pub disk_sync: Duration,
+    /// Which targets routes may have.
+    pub allowed: Allowed,
     /// Set once the replica is a member of a cluster.
     pub consensus: watch::Sender<Option<Consensus>>,
     /// Its subscribers.
@@ -67,11 +70,12 @@ pub struct Context {
 
 impl Context {
     /// Of a replica that has just been started.
-    pub fn new(introduction: Introduction, store: Store, disk_sync: Duration) -> Self {
+    pub fn new(introduction: Introduction, store: Store, disk_sync: Duration, allowed: Allowed) -> Self {
         Context {
             introduction,
             store,
             disk_sync,
+            allowed,
             consensus: watch::Sender::new(None),
             feed: Arc::default(),
             activity: Activity::default(),

@@ -1,5 +1,6 @@
 //! What a route table is: pure, no I/O, no clock, no async, no protobuf.
 
+pub mod allow;
 pub mod batch;
 pub mod delta;
 pub mod digest;
@@ -11,12 +12,14 @@ pub mod history;
 pub mod lineage;
 pub mod losses;
 pub mod path;
+pub mod ranges;
 pub mod revision;
 pub mod route;
 pub mod sessions;
 pub mod state;
 pub mod table;
 
+pub use allow::{Allowed, Denied, TargetRule};
 pub use batch::{Batch, BatchError, Change, Precondition};
 pub use delta::Delta;
 pub use digest::Digest;

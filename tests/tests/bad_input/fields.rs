@@ -110,6 +110,8 @@ async fn bad_routespecs_targets_and_data_are_refused_by_name_and_change_nothing(
         "http://10.0.0.1:99999",
         "http://10.0.0.1/ x",
         "http+unix://run.sock",
+        "http://169.254.169.254/latest/meta-data",
+        "http://[fe80::1]:8888",
     ] {
         is_refused(
             &cluster,
@@ -139,6 +141,32 @@ async fn bad_routespecs_targets_and_data_are_refused_by_name_and_change_nothing(
     is_refused(&cluster, &request(vec![Change::default()]), "change", "").await?;
 
     assert_eq!(cluster.agree().await?, before);
+    cluster.finish().await
+}
+
+#[tokio::test]
+async fn a_target_that_is_not_allowed_is_refused_when_it_is_written() -> Result<()> {
+    let mut cluster = Cluster::prepare(3)?;
+    for replica in &mut cluster.replicas {
+        let flag = "10.0.0.0/8:8888,http+unix:///run/servers";
+        replica.process.set_flag("--allow-targets", flag);
+        replica.process.start()?;
+    }
+    cluster.ready().await?;
+    for target in [
+        "http://10.0.0.1:8889",
+        "https://192.168.0.1:8888",
+        "http+unix://%2Frun%2Fx.sock",
+    ] {
+        let write = request(vec![put("/user/a/", TARGET, ""), put("/user/bob/", target, "")]);
+        is_refused(&cluster, &write, "target", target).await?;
+        is_refused(&cluster, &write, "/user/bob/", "--allow-targets does not name it").await?;
+    }
+    // Where a name leads, only a proxy knows, each time it connects.
+    for target in [TARGET, "http://a-name:1", "http+unix://%2Frun%2Fservers%2Fx.sock"] {
+        let mut client = RoutesClient::connect(format!("http://{}", cluster.endpoints()[0])).await?;
+        client.write(request(vec![put("/user/alice/", target, "")])).await?;
+    }
     cluster.finish().await
 }
 

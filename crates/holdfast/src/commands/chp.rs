@@ -451,6 +451,7 @@ fn replica(told: &Told, folder: &Folder) -> ReplicaConfig {
         data_dir: folder.replica(),
         listen_client: holdfast_replica::Address::Unix(folder.socket()),
         api: ApiAccess::default(),
+        allow_targets: Vec::new(),
         listen_peer: None,
         listen_admin: None,
         chp_api: Some(told.api.clone()),

@@ -64,6 +64,12 @@ pub struct ReplicaArgs {
     #[arg(long, env = "HOLDFAST_API_SSL_CA", value_name = "FILE")]
     api_ssl_ca: Option<String>,
 
+    /// Which targets routes may have, as `holdfast proxy --allow-targets` has it; what is not allowed is refused when it is
+    /// written. Of a name only proxies know where it leads. [default: all but link-local and metadata addresses and the
+    /// ports of replicas]
+    #[arg(long, env = "HOLDFAST_ALLOW_TARGETS", value_name = "TARGETS")]
+    allow_targets: Option<String>,
+
     /// Where the other replicas are answered: gRPC (Raft). Without TLS and without authentication: nobody else may reach it.
     #[arg(
         long,
@@ -307,6 +313,7 @@ fn read(args: &ReplicaArgs, settings: &mut Settings) -> Result<(ReplicaConfig, C
         settings.refuse("listen-client", &args.listen_client, problem);
     }
 
+    let allow_targets = settings.read_optional("allow-targets", args.allow_targets.as_deref(), parse::target_rules);
     let heartbeat = settings.read("heartbeat", &args.heartbeat, parse::positive_duration);
     let given = args.election_timeout.as_deref();
     let election_timeout = settings.read_optional("election-timeout", given, parse::duration_range);
@@ -351,6 +358,7 @@ fn read(args: &ReplicaArgs, settings: &mut Settings) -> Result<(ReplicaConfig, C
                 tls: api_tls,
                 tokens: api_tokens?.unwrap_or_default(),
             },
+            allow_targets: allow_targets?.unwrap_or_default(),
             listen_peer: Some(listen_peer?),
             listen_admin: listen_admin?,
             chp_api,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use holdfast_client::Endpoints;
 use holdfast_replica::PeerAddress;
-use holdfast_table::HoldPolicy;
+use holdfast_table::{HoldPolicy, TargetRule};
 use holdfast_tls::{TlsError, Tokens};
 
 /// The longest name of a replica or proxy.
@@ -152,6 +152,14 @@ pub fn directory(text: &str) -> Result<PathBuf, String> {
         Ok(metadata) if !metadata.is_dir() => Err("is a file: give a directory".into()),
         _ => Ok(path),
     }
+}
+
+/// Which targets are allowed, comma-separated.
+pub fn target_rules(text: &str) -> Result<Vec<TargetRule>, String> {
+    let rules = text.split(',').map(str::trim).filter(|rule| !rule.is_empty());
+    rules
+        .map(|rule| TargetRule::parse(rule).map_err(|problem| format!("{rule:?} {problem}")))
+        .collect()
 }
 
 /// A file of tokens, one a line.

@@ -153,7 +153,7 @@ async fn only_allowed_targets_are_connected_to() {
     ];
     let setup = Setup::with(&routes, |config| {
         let rule = format!("http://127.0.0.0/8:{port}");
-        config.allow_targets = vec![holdfast_proxy::TargetRule::parse(&rule).unwrap()];
+        config.allow_targets = vec![holdfast_table::TargetRule::parse(&rule).unwrap()];
     })
     .await;
     for (path, status) in [("/in/", 200), ("/name/", 200), ("/out/", 503), ("/socket/", 503)] {

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _};
 use holdfast_table::{
-    Change, Command, Entry, Epoch, Holds, HubEpoch, HubId, Namespace, Revision, RouteSpec, Settlement, Written,
+    Change, Command, Denied, Entry, Epoch, FieldError, Holds, HubEpoch, HubId, Namespace, Revision, RouteSpec,
+    Settlement, Written,
 };
 use holdfast_wire::convert::RouteActivity;
 use holdfast_wire::errors::{self, Reason};
@@ -48,6 +49,7 @@ impl Routes for RoutesService {
         let request = request.into_inner();
         // Refused here whoever leads: a bad batch costs nobody else anything.
         let command = Command::try_from(&request).map_err(errors::invalid)?;
+        self.check_targets(&command)?;
         let _held = self.0.admission.take(request.encoded_len())?;
         let (wait_for_proxies_ms, retry) = (request.wait_for_proxies_ms, request.retry);
         // The log has what is asked for, and not how the caller waits for it.
@@ -217,6 +219,20 @@ impl Routes for RoutesService {
 }
 
 impl RoutesService {
+    /// Whether routes may lead where they are to.
+    fn check_targets(&self, command: &Command) -> Result<(), Status> {
+        for change in command.batch.changes() {
+            if let Change::Put(route) = change {
+                let refuse = |denied: Denied| {
+                    let error = FieldError::new("target", route.target.as_str(), denied.to_string());
+                    Reason::Invalid.status(format!("routespec {:?}: {error}", route.spec.as_str()))
+                };
+                self.0.allowed.written(&route.target).map_err(refuse)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Has the leader decide: here, or by forwarding once. Waits through an election or a transfer, until `deadline`, or
     /// until this replica stops or has lost touch: then another one may lead, or know who does.
     async fn decide<T, P, F>(

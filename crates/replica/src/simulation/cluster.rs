@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use holdfast_table::HoldPolicy;
+use holdfast_table::{Allowed, HoldPolicy};
 use holdfast_wire::proto::cluster_server::ClusterServer;
 use holdfast_wire::proto::raft_server::RaftServer;
 use holdfast_wire::proto::routes_server::RoutesServer;
@@ -141,6 +141,7 @@ fn config(at: usize, replicas: usize) -> ReplicaConfig {
         data_dir: name(at).into(),
         listen_client: SocketAddr::from(([0, 0, 0, 0], CLIENT_PORT)).into(),
         api: ApiAccess::default(),
+        allow_targets: Vec::new(),
         listen_peer: Some(([0, 0, 0, 0], PEER_PORT).into()),
         listen_admin: None,
         chp_api: None,
@@ -170,7 +171,12 @@ async fn run(world: &World, at: usize) -> Result<(), RunError> {
     let lineage = published.load().state.lineage.clone();
     let advertised = config.advertise_client.clone().unwrap_or_default();
     let introduction = Introduction::new(&config, identity, advertised);
-    let context = Arc::new(Context::new(introduction, store, super::disk::QUICK.end));
+    let context = Arc::new(Context::new(
+        introduction,
+        store,
+        super::disk::QUICK.end,
+        Allowed::default(),
+    ));
     let clients = network::listen(CLIENT_PORT).await.map_err(RunError::Http)?;
     let peers = network::listen(PEER_PORT).await.map_err(RunError::Http)?;
     let server = || {

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use holdfast_proxy::policy::parse_header;
-use holdfast_proxy::{ErrorPages, Policy, Protocol, ProxyConfig, TargetRule, TargetTls, TrustedProxies};
+use holdfast_proxy::{ErrorPages, Policy, Protocol, ProxyConfig, TargetTls, TrustedProxies};
 use holdfast_table::Target;
 
 use crate::config::{Settings, parse};
@@ -159,7 +159,7 @@ impl ForwardingArgs {
             settings.refuse_as("--error-target and --error-path exclude each other".into());
         }
         let allowed = self.allow_targets.as_deref();
-        settings.set(&mut config.allow_targets, "allow-targets", allowed, target_rules);
+        settings.set(&mut config.allow_targets, "allow-targets", allowed, parse::target_rules);
         settings.set(
             &mut config.target_timeout,
             "proxy-timeout",
@@ -222,11 +222,4 @@ impl ForwardingArgs {
             insecure: insecure == Some(true),
         }
     }
-}
-
-fn target_rules(text: &str) -> Result<Vec<TargetRule>, String> {
-    let rules = text.split(',').map(str::trim).filter(|rule| !rule.is_empty());
-    rules
-        .map(|rule| TargetRule::parse(rule).map_err(|problem| format!("{rule:?} {problem}")))
-        .collect()
 }

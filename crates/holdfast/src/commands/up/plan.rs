@@ -163,6 +163,7 @@ impl Plan {
             listen_client: self.replica_address(index, 0).into(),
             // On loopback alone.
             api: ApiAccess::default(),
+            allow_targets: self.serving.allow_targets.clone(),
             listen_peer: Some(self.replica_address(index, 1)),
             listen_admin: Some(self.replica_address(index, 2)),
             chp_api: None,
@@ -223,7 +224,12 @@ impl Plan {
                 ("--listen-admin", self.replica_address(index, 2).to_string().into()),
                 ("--hold-deletes-for", milliseconds(self.hold_for())),
             ];
-            child(format!("r{index}"), GRACE, "replica", own)
+            let mut child = child(format!("r{index}"), GRACE, "replica", own);
+            let shared = |flag: &&OsString| flag.as_encoded_bytes().starts_with(b"--allow-targets=");
+            child
+                .arguments
+                .extend(self.serving_flags.iter().filter(shared).cloned());
+            child
         });
         let proxies = (0..self.proxies).map(|index| {
             let own = vec![

@@ -1,12 +1,12 @@
-//! Which targets a proxy connects to: who can write a route must not thereby reach what is not a user's server.
+//! Which targets are allowed: who can write a route must not thereby reach what is not a user's server. Asked when a route is
+//! written, as far as it can be told then, and by every proxy before it connects.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use holdfast_table::{Scheme, Target};
-
 use crate::ranges::{IpRange, translated};
+use crate::route::{Scheme, Target};
 
 /// Where clouds keep the secrets of a machine, outside the link-local ranges.
 const METADATA: [IpAddr; 5] = [
@@ -88,34 +88,59 @@ impl TargetRule {
     }
 }
 
-/// Why a target is not connected to.
+/// Why a target is not allowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Denied {
+pub enum Denied {
+    /// Never allowed, whatever the rules say.
     #[error("it is a link-local or metadata address, where no user's server is")]
     Metadata,
-    #[error("it is one of this proxy's own ports, or a replica's")]
+    /// Never allowed either.
+    #[error("it is a port of a proxy or replica of this cluster")]
     Control,
+    /// There are rules, and none of them names it.
     #[error("--allow-targets does not name it")]
     NotAllowed,
 }
 
 /// What all rules together allow. Without a rule: everything but what is never allowed.
-#[derive(Default)]
-pub(crate) struct Allowed {
+#[derive(Clone, Debug, Default)]
+pub struct Allowed {
     rules: Vec<TargetRule>,
     /// Listeners of this process.
     own: Vec<SocketAddr>,
-    /// Listeners of the replicas, as `host:port` or `unix:/path`.
+    /// Listeners of replicas, as `host:port` or `unix:/path`.
     replicas: Vec<String>,
 }
 
 impl Allowed {
-    pub(crate) fn new(rules: Vec<TargetRule>, own: Vec<SocketAddr>, replicas: Vec<String>) -> Self {
+    /// `own` are listeners of this process, `replicas` those of replicas, as `host:port` or `unix:/path`.
+    pub fn new(rules: Vec<TargetRule>, own: Vec<SocketAddr>, replicas: Vec<String>) -> Self {
         Allowed { rules, own, replicas }
     }
 
+    /// When a route is written: all that can be told without resolving a name or opening a connection.
+    ///
+    /// # Errors
+    /// Why no proxy would connect to it.
+    pub fn written(&self, target: &Target) -> Result<(), Denied> {
+        if let Some(path) = target.socket_path() {
+            return self.socket(Path::new(&path));
+        }
+        self.target(target)?;
+        let ip = target
+            .host()
+            .and_then(|host| host.trim_matches(['[', ']']).parse().ok());
+        match (ip, target.port()) {
+            (Some(ip), Some(port)) => self.address(target.scheme(), SocketAddr::new(ip, port)),
+            _ => Ok(()),
+        }
+    }
+
     /// Before a name is resolved.
-    pub(crate) fn target(&self, target: &Target) -> Result<(), Denied> {
+    ///
+    /// # Errors
+    /// It is a replica's by its name.
+    pub fn target(&self, target: &Target) -> Result<(), Denied> {
         let names = |replica: &String| replica.eq_ignore_ascii_case(target.authority());
         match self.replicas.iter().any(names) {
             true => Err(Denied::Control),
@@ -124,7 +149,10 @@ impl Allowed {
     }
 
     /// Before a connection is opened.
-    pub(crate) fn address(&self, scheme: Scheme, address: SocketAddr) -> Result<(), Denied> {
+    ///
+    /// # Errors
+    /// Why it must not be.
+    pub fn address(&self, scheme: Scheme, address: SocketAddr) -> Result<(), Denied> {
         let ip = translated(address.ip());
         let link_local = match ip {
             IpAddr::V4(ip) => ip.is_link_local(),
@@ -156,7 +184,10 @@ impl Allowed {
 
     /// Before anything is sent: where a connection from `local` to `peer` stayed on this machine, whatever the machine's
     /// address is called.
-    pub(crate) fn connected(&self, local: SocketAddr, peer: SocketAddr) -> Result<(), Denied> {
+    ///
+    /// # Errors
+    /// It leads to a listener of this process.
+    pub fn connected(&self, local: SocketAddr, peer: SocketAddr) -> Result<(), Denied> {
         let leads_to = |own: IpAddr| own.is_unspecified() || own == peer.ip().to_canonical();
         match local.ip() == peer.ip() && self.is_own(peer.port(), leads_to) {
             true => Err(Denied::Control),
@@ -165,7 +196,10 @@ impl Allowed {
     }
 
     /// Before a unix socket is connected to.
-    pub(crate) fn socket(&self, path: &Path) -> Result<(), Denied> {
+    ///
+    /// # Errors
+    /// Why it must not be.
+    pub fn socket(&self, path: &Path) -> Result<(), Denied> {
         if self.replicas.contains(&format!("unix:{}", path.display())) {
             return Err(Denied::Control);
         }
@@ -269,6 +303,44 @@ mod tests {
         assert_eq!(allowed.socket(Path::new("/run/servers/alice/x.sock")), Ok(()));
         for path in ["/run/servers2/x.sock", "/run/x.sock", "/run/servers/../x.sock"] {
             assert_eq!(allowed.socket(Path::new(path)), Err(Denied::NotAllowed), "{path}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_refused_as_far_as_it_can_be_told() {
+        let written = |allowed: &Allowed, target: &str| allowed.written(&Target::parse(target).unwrap());
+        let none = allowed(&[]);
+        let some = allowed(&["10.0.0.0/8:8888", "[fd00::/8]", "http+unix:///run/servers"]);
+        for (target, without, with) in [
+            ("http://10.1.2.3:8888/user", Ok(()), Ok(())),
+            ("http://10.1.2.3", Ok(()), Err(Denied::NotAllowed)),
+            ("https://[fd12::1]", Ok(()), Ok(())),
+            ("https://[fe80::1]:8888", Err(Denied::Metadata), Err(Denied::Metadata)),
+            (
+                "http://169.254.169.254/latest",
+                Err(Denied::Metadata),
+                Err(Denied::Metadata),
+            ),
+            ("http://10.0.0.1:7011", Err(Denied::Control), Err(Denied::Control)),
+            (
+                "http://REPLICA.example:7011/",
+                Err(Denied::Control),
+                Err(Denied::Control),
+            ),
+            ("http://127.0.0.1:8002", Err(Denied::Control), Err(Denied::Control)),
+            ("http://some-server:1", Ok(()), Ok(())),
+            ("http+unix://%2Frun%2Fservers%2Fa.sock", Ok(()), Ok(())),
+            (
+                "http+unix://%2Frun%2Fservers%2F..%2Fa.sock",
+                Ok(()),
+                Err(Denied::NotAllowed),
+            ),
+        ] {
+            assert_eq!(
+                (written(&none, target), written(&some, target)),
+                (without, with),
+                "{target}"
+            );
         }
     }
 

@@ -53,7 +53,7 @@ impl fmt::Display for IpRange {
 }
 
 /// The IPv4 address that an IPv6 address leads to, where a network translates them (RFC 6052).
-pub(crate) fn translated(address: IpAddr) -> IpAddr {
+pub fn translated(address: IpAddr) -> IpAddr {
     const TRANSLATED: Ipv6Addr = Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0);
     match address.to_canonical() {
         IpAddr::V6(v6) if v6.to_bits() >> 32 == TRANSLATED.to_bits() >> 32 => {
