@@ -181,7 +181,9 @@ pub async fn share(context: Arc<Context>, consensus: Consensus) -> Infallible {
             Some((*id, run))
         });
         let answers = futures_util::future::join_all(telling).await;
-        // Who is not among them has missed something.
+        // Who is not among them has missed something, and is told everything once it is there again.
+        let missed = answers.iter().filter(|answer| answer.is_none()).count();
+        context.metrics.activity_not_shared(missed as u64);
         told = answers.into_iter().flatten().collect();
     }
 }

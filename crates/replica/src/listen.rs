@@ -19,7 +19,9 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::either::Either;
-use tonic::transport::server::Connected;
+use tonic::transport::server::{Connected, TcpConnectInfo};
+
+use crate::metrics::Metrics;
 
 /// A TLS handshake that takes longer is given up.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -138,15 +140,17 @@ pub(crate) struct TlsListener {
     identity: Arc<ServerIdentity>,
     /// What those are told who speak HTTP/2 without TLS.
     http2_refusal: Option<Arc<[u8]>>,
+    metrics: Arc<Metrics>,
     handshakes: JoinSet<io::Result<TlsStream<Either<TcpStream, UnixStream>>>>,
 }
 
 impl TlsListener {
-    pub(crate) fn new(listener: Listener, identity: Arc<ServerIdentity>) -> Self {
+    pub(crate) fn new(listener: Listener, identity: Arc<ServerIdentity>, metrics: Arc<Metrics>) -> Self {
         TlsListener {
             listener,
             identity,
             http2_refusal: None,
+            metrics,
             handshakes: JoinSet::new(),
         }
     }
@@ -175,7 +179,13 @@ impl axum::serve::Listener for TlsListener {
                 }
                 Some(ended) = self.handshakes.join_next() => match ended {
                     Ok(Ok(stream)) => return (stream, ()),
-                    Ok(Err(error)) => tracing::debug!(%error, "no TLS with a caller"),
+                    // Who only looks whether somebody listens, as probes do.
+                    Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+                    Ok(Err(error)) => {
+                        if self.metrics.api_call_refused("tls") {
+                            tracing::warn!(%error, "no TLS with a caller; others like it in the next seconds are only counted");
+                        }
+                    }
                     Err(panic) => tracing::error!(%panic, "a TLS handshake failed"),
                 },
             }
@@ -233,9 +243,17 @@ fn go_away(reason: &str) -> Vec<u8> {
 pub(crate) struct TlsIo(TlsStream<Either<TcpStream, UnixStream>>);
 
 impl Connected for TlsIo {
-    type ConnectInfo = ();
+    type ConnectInfo = TcpConnectInfo;
 
-    fn connect_info(&self) {}
+    fn connect_info(&self) -> TcpConnectInfo {
+        match self.0.get_ref().0 {
+            Either::Left(stream) => stream.connect_info(),
+            Either::Right(_) => TcpConnectInfo {
+                local_addr: None,
+                remote_addr: None,
+            },
+        }
+    }
 }
 
 impl AsyncRead for TlsIo {

@@ -38,11 +38,13 @@ pub struct Metrics {
     writes: Family<[(&'static str, &'static str); 1], Counter>,
     write_seconds: Histogram,
     snapshots_sent: Counter,
+    activity_shares_failed: Counter,
     digests_differed: Counter,
     /// Of configurable-http-proxy's API: answers by status, and routes by what was done with them.
     api_answers: Mutex<BTreeMap<u16, u64>>,
     api_routes: [AtomicU64; API_CALLS.len()],
     peer_calls_refused: Family<[(&'static str, &'static str); 1], Counter>,
+    api_calls_refused: Family<[(&'static str, &'static str); 1], Counter>,
     refusals_said: Mutex<HashMap<&'static str, Instant>>,
     retired: Count,
     leader: Count,
@@ -99,6 +101,12 @@ impl Default for Metrics {
             "Calls of peers that were meant for another replica or came from a retired one, by what was wrong",
             peer_calls_refused.clone(),
         );
+        let api_calls_refused = Family::default();
+        registry.register(
+            "api_calls_refused",
+            "Calls of hubs, proxies and operators that were not let in, by what was wrong",
+            api_calls_refused.clone(),
+        );
         let contact_age = Gauge::default();
         registry.register_with_unit(
             "leader_contact_age",
@@ -127,15 +135,23 @@ impl Default for Metrics {
             "Snapshots sent to subscribers",
             snapshots_sent.clone(),
         );
+        let activity_shares_failed = Counter::default();
+        registry.register(
+            "activity_shares_failed",
+            "Times another replica could not be told which routes are active; it is told again every 2 s",
+            activity_shares_failed.clone(),
+        );
         Metrics {
             registry,
             writes,
             write_seconds,
             snapshots_sent,
+            activity_shares_failed,
             digests_differed,
             api_answers: Mutex::default(),
             api_routes: Default::default(),
             peer_calls_refused,
+            api_calls_refused,
             refusals_said: Mutex::default(),
             retired,
             leader,
@@ -197,9 +213,24 @@ impl Metrics {
         self.snapshots_sent.inc();
     }
 
+    /// So many of the other replicas could not be told which routes are active.
+    pub fn activity_not_shared(&self, replicas: u64) {
+        self.activity_shares_failed.inc_by(replicas);
+    }
+
     /// A peer's call was refused for this reason; true if that is worth a line in the log.
     pub fn peer_call_refused(&self, reason: &'static str) -> bool {
         self.peer_calls_refused.get_or_create(&[("reason", reason)]).inc();
+        self.is_news(reason)
+    }
+
+    /// A caller of the API was not let in for this reason; true if that is worth a line in the log.
+    pub fn api_call_refused(&self, reason: &'static str) -> bool {
+        self.api_calls_refused.get_or_create(&[("reason", reason)]).inc();
+        self.is_news(reason)
+    }
+
+    fn is_news(&self, reason: &'static str) -> bool {
         let mut said = self.refusals_said.lock().expect("nobody panics with it");
         let news = said.get(reason).is_none_or(|at| at.elapsed() >= SAID_AGAIN_AFTER);
         if news {

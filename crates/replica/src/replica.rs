@@ -401,7 +401,10 @@ impl Replica {
         if let Some(identity) = &client_identity {
             followed.push(("API", identity.clone()));
         }
-        let guard = Guard(config.api.tokens.clone());
+        let guard = Guard {
+            tokens: config.api.tokens.clone(),
+            metrics: context.metrics.clone(),
+        };
         tasks.spawn(serve_clients(context.clone(), client, client_identity, guard));
         let raft = RaftRuntime::start()?;
         let mut peers = JoinSet::new();
@@ -420,7 +423,7 @@ impl Replica {
                     followed.push(("REST API", identity.clone()));
                     tasks.spawn(serve_http(
                         context.clone(),
-                        TlsListener::new(listener, identity),
+                        TlsListener::new(listener, identity, context.metrics.clone()),
                         router,
                     ));
                 }
@@ -675,7 +678,7 @@ async fn serve_clients(
     let stopping = context.stopping.clone().cancelled_owned();
     match (listener, identity) {
         (listener, Some(identity)) => {
-            let incoming = TlsListener::new(listener, identity).grpc();
+            let incoming = TlsListener::new(listener, identity, context.metrics.clone()).grpc();
             services.serve_with_incoming_shutdown(incoming, stopping).await?;
         }
         (Listener::Tcp(listener), None) => {

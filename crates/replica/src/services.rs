@@ -53,7 +53,7 @@ pub struct Context {
     /// When its routes were last active.
     pub activity: Activity,
     /// What it counts.
-    pub metrics: Metrics,
+    pub metrics: Arc<Metrics>,
     /// Bounds the writes under way.
     pub admission: Admission,
     /// Set once it has caught up since its start, and never unset.
@@ -79,7 +79,7 @@ impl Context {
             consensus: watch::Sender::new(None),
             feed: Arc::default(),
             activity: Activity::default(),
-            metrics: Metrics::default(),
+            metrics: Arc::default(),
             admission: Admission::default(),
             caught_up: AtomicBool::new(false),
             stopping: CancellationToken::new(),

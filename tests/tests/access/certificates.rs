@@ -33,6 +33,7 @@ async fn who_does_not_know_the_replicas_is_told_what_to_do() -> Result<()> {
         .await?;
     let plain = [["--endpoints-ssl-ca", ""], ["--endpoints-server-name", ""]];
     guarded.is_told(LIST, &plain, "this port wants TLS").await?;
+    guarded.has_counted("tls").await?;
     let no_ca = [["--endpoints-ssl-ca", "/nonexistent"]];
     guarded
         .is_told(LIST, &no_ca, "--endpoints-ssl-ca \"/nonexistent\": cannot be read")

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use holdfast_client::{Credentials, ReplicaTls};
 use holdfast_tests::fixture::{Cluster, Finished, run};
+use holdfast_tests::http;
 use holdfast_tests::tls::{Authority, Identity};
 
 const TOKEN: &str = "the-token-of-the-tests";
@@ -121,6 +122,23 @@ impl Guarded {
             said.contains(expected),
             "{command:?} {other:?} is not told {expected:?}: {finished:?}"
         );
+        Ok(())
+    }
+
+    /// That some replica has counted callers whom it did not let in for this reason, and said so.
+    async fn has_counted(&self, reason: &str) -> Result<()> {
+        let (mut counted, mut said) = (false, false);
+        for replica in &self.cluster.replicas {
+            let address = format!("{}:{}", replica.address, replica.admin_port);
+            let metrics = http::get(&address, "/metrics").await?.body;
+            let line = format!("holdfast_replica_api_calls_refused_total{{reason=\"{reason}\"}}");
+            counted |= String::from_utf8_lossy(&metrics).contains(&line);
+            said |= replica
+                .process
+                .log()
+                .contains("others like it in the next seconds are only counted");
+        }
+        ensure!(counted && said, "{reason}: counted {counted}, said {said}");
         Ok(())
     }
 }

@@ -31,6 +31,9 @@ async fn who_shows_no_token_or_a_wrong_one_changes_nothing_and_is_told_what_to_d
             .await?;
     }
     ensure!(guarded.cluster.agree().await? == before, "something was changed");
+    for reason in ["no_token", "wrong_token"] {
+        guarded.has_counted(reason).await?;
+    }
     for (content, problem) in [
         ("", "has no token in its first line"),
         ("two words", "a first line that is no token"),

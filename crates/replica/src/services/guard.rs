@@ -1,10 +1,14 @@
 //! Who is let in by the client listener: whoever shows a token of this replica's list.
 
+use std::sync::Arc;
+
 use holdfast_tls::Tokens;
 use holdfast_wire::errors::Reason;
 use tonic::metadata::MetadataMap;
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
+
+use crate::metrics::Metrics;
 
 const MISSING: &str = "this replica wants a token: give it with --endpoints-token-file \
                        (HOLDFAST_ENDPOINTS_TOKEN_FILE), in JupyterHub with HoldfastProxy.auth_token_file, by other means \
@@ -14,15 +18,30 @@ const WRONG: &str = "the token is none of this replica's: compare the first line
 
 /// Looks at every call's token.
 #[derive(Clone)]
-pub struct Guard(pub Tokens);
+pub struct Guard {
+    pub tokens: Tokens,
+    pub metrics: Arc<Metrics>,
+}
 
 impl Interceptor for Guard {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
         let given = token(request.metadata());
-        if self.0.admit(given) {
+        if self.tokens.admit(given) {
             return Ok(request);
         }
-        Err(Reason::Token.status(if given.is_some() { WRONG } else { MISSING }))
+        let (reason, words) = match given {
+            Some(_) => ("wrong_token", WRONG),
+            None => ("no_token", MISSING),
+        };
+        if self.metrics.api_call_refused(reason) {
+            let from = request.remote_addr().map(|from| from.to_string());
+            tracing::warn!(
+                reason,
+                from,
+                "a call was refused; others like it in the next seconds are only counted"
+            );
+        }
+        Err(Reason::Token.status(words))
     }
 }
 
@@ -42,7 +61,11 @@ mod tests {
 
     #[test]
     fn a_call_without_a_token_of_the_list_is_refused_and_told_what_to_do() {
-        let mut guard = Guard(Tokens::new(["old", "new"]));
+        let guard_of = |tokens| Guard {
+            tokens,
+            metrics: Arc::default(),
+        };
+        let mut guard = guard_of(Tokens::new(["old", "new"]));
         let mut ask = |value: Option<&str>| {
             let mut request = Request::new(());
             if let Some(value) = value {
@@ -70,6 +93,6 @@ mod tests {
             );
             assert_eq!(Reason::from_status(&refusal), Some(Reason::Token));
         }
-        assert!(Guard(Tokens::default()).call(Request::new(())).is_ok());
+        assert!(guard_of(Tokens::default()).call(Request::new(())).is_ok());
     }
 }
