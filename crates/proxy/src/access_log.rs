@@ -19,7 +19,6 @@ use serde::Serialize;
 use tokio::sync::oneshot;
 
 use crate::body::Progress;
-use crate::client::Client;
 use crate::headers;
 use crate::request;
 
@@ -170,8 +169,8 @@ impl Writer {
 }
 
 impl AccessLog {
-    /// The request has come.
-    pub(crate) fn begin<B>(self: &Arc<Self>, client: &Client, request: &Request<B>) -> Box<Record> {
+    /// The request has come, from this address.
+    pub(crate) fn begin<B>(self: &Arc<Self>, client: Option<HeaderValue>, request: &Request<B>) -> Box<Record> {
         // As it was, or will be, looked up.
         let asked = request::read(request).ok();
         let host = asked.as_ref().and_then(|asked| asked.host.as_ref());
@@ -183,7 +182,7 @@ impl AccessLog {
                 .get(headers::X_REQUEST_ID)
                 .and_then(|id| HeaderValue::from_bytes(id.as_bytes()).ok()),
             trace: headers::trace_id(request.headers()),
-            client: client.origin.address.as_ref().map(|(_, address)| address.clone()),
+            client,
             protocol: request.version(),
             method: request.method().clone(),
             host: host.map(|host| shortened(host.as_str(), HOST_BYTES_MAX)),

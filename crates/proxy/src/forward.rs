@@ -125,7 +125,10 @@ impl Forwarder {
     pub(crate) async fn answer(&self, client: &Client, mut request: Request<Incoming>) -> Response<Body> {
         let active = Active::enter(&self.metrics.active_requests);
         headers::name_request(request.headers_mut(), &client.origin);
-        let mut record = self.access_log.as_ref().map(|log| log.begin(client, &request));
+        let mut record = self.access_log.as_ref().map(|log| {
+            let user = headers::user(request.headers(), &client.origin, &self.policy.trusted_proxies);
+            log.begin(user, &request)
+        });
         let form = Form::wanted(request.headers());
         let uri = self.pages.needs_uri().then(|| request.uri().clone());
         let is_told = Staleness::is_told_to(&client.origin, request.headers());
@@ -251,7 +254,7 @@ impl Forwarder {
         record: &mut Option<Box<Record>>,
     ) -> Result<Response<Body>, Failure> {
         let (mut parts, body) = request.into_parts();
-        let asked = self.prepare(client, &mut parts, way, record)?;
+        let asked = self.prepare(client, &mut parts, way)?;
         let used = self.activity.of(&way.entry);
         let (body, upload) = Upload::relayed(body, &used);
         note(record, |facts| facts.upload = upload.clone());
@@ -283,7 +286,7 @@ impl Forwarder {
         let http2 = request.version() == Version::HTTP_2;
         let on_client = hyper::upgrade::on(&mut request);
         let (mut parts, _) = request.into_parts();
-        let asked = self.prepare(client, &mut parts, way, record)?;
+        let asked = self.prepare(client, &mut parts, way)?;
         websocket::insert_upgrade(&mut parts.headers);
         // Nothing is sent that it could be the length of.
         parts.headers.remove(CONTENT_LENGTH);
@@ -342,7 +345,6 @@ impl Forwarder {
         client: &Client,
         parts: &mut request::Parts,
         way: &Way<'_>,
-        record: &mut Option<Box<Record>>,
     ) -> Result<Option<HeaderValue>, Failure> {
         // HTTP/2 names its host in the request's target.
         if let Some(authority) = parts.uri.authority()
@@ -354,11 +356,6 @@ impl Forwarder {
         let rewrites = self.policy.auto_rewrite || self.policy.protocol_rewrite.is_some();
         let asked = parts.headers.get(HOST).filter(|_| rewrites).cloned();
         headers::prepare(&mut parts.headers, &client.origin, &self.policy);
-        if client.origin.trusted && self.policy.x_forward {
-            note(record, |facts| {
-                facts.client = parts.headers.get(headers::X_REAL_IP).cloned()
-            });
-        }
         // HTTP/1.0 may come without, HTTP/1.1 must not go without.
         if self.policy.change_origin || !parts.headers.contains_key(HOST) {
             let name = way.target().host().map_or("localhost", |_| way.target().authority());

@@ -193,18 +193,30 @@ fn replace_forwarded(headers: &mut HeaderMap, origin: &Origin) {
     };
 }
 
-/// Adds to what a trusted proxy says the proxy itself, and what it does not say.
-fn complete_forwarded(headers: &mut HeaderMap, origin: &Origin, trusted: &TrustedProxies) {
-    let mut chain = joined(headers, &X_FORWARDED_FOR, ", ").unwrap_or_default();
-    // The nearest one that nobody trusted has written: further ones may be invented.
-    let mut user = origin.address.as_ref().map(|(ip, _)| *ip);
-    for part in chain.rsplit(',').map(str::trim).filter(|part| !part.is_empty()) {
-        let Some(ip) = address_of(part) else { break };
-        user = Some(ip);
-        if !trusted.trusts(Some(ip)) {
-            break;
+/// The address of the user: of those that trusted proxies say the nearest that is none of theirs, for further ones may be
+/// invented.
+pub(crate) fn user(headers: &HeaderMap, origin: &Origin, trusted: &TrustedProxies) -> Option<HeaderValue> {
+    let mut user = None;
+    if origin.trusted {
+        let chain = joined(headers, &X_FORWARDED_FOR, ", ").unwrap_or_default();
+        for part in chain.rsplit(',').map(str::trim).filter(|part| !part.is_empty()) {
+            let Some(ip) = address_of(part) else { break };
+            user = Some(ip);
+            if !trusted.trusts(user) {
+                break;
+            }
         }
     }
+    match user {
+        Some(user) => HeaderValue::try_from(user.to_string()).ok(),
+        None => origin.address.as_ref().map(|(_, address)| address.clone()),
+    }
+}
+
+/// Adds to what a trusted proxy says the proxy itself, and what it does not say.
+fn complete_forwarded(headers: &mut HeaderMap, origin: &Origin, trusted: &TrustedProxies) {
+    let user = user(headers, origin, trusted);
+    let mut chain = joined(headers, &X_FORWARDED_FOR, ", ").unwrap_or_default();
     if let Some((ip, _)) = &origin.address {
         if !chain.is_empty() {
             chain.push_str(", ");
@@ -212,7 +224,10 @@ fn complete_forwarded(headers: &mut HeaderMap, origin: &Origin, trusted: &Truste
         chain.push_str(&ip.to_string());
     }
     set(headers, X_FORWARDED_FOR, &chain);
-    set(headers, X_REAL_IP, &user.map(|ip| ip.to_string()).unwrap_or_default());
+    match user {
+        Some(user) => headers.insert(X_REAL_IP, user),
+        None => headers.remove(X_REAL_IP),
+    };
     let host = headers.get(HOST).cloned();
     headers.entry(X_FORWARDED_PROTO).or_insert_with(|| origin.protocol());
     let port = origin.port_of(host.as_ref());

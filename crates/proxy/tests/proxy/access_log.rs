@@ -168,7 +168,7 @@ async fn a_websocket_is_a_line_when_it_has_ended() {
 #[tokio::test]
 async fn who_is_believed_names_requests_and_users() {
     let target = Target::mirror("target").await;
-    let (setup, log) = setup_with(&[("/", &target.url)], |config| {
+    let (setup, log) = setup_with(&[("/hub", &target.url)], |config| {
         config.policy.trusted_proxies = TrustedProxies::parse("127.0.0.1").unwrap();
     })
     .await;
@@ -182,7 +182,7 @@ async fn who_is_believed_names_requests_and_users() {
     ] {
         let mut user = Conversation::connect(setup.proxy.public).await;
         user.send(format!(
-            "GET / HTTP/1.1\r\nHost: h\r\nX-Request-Id: {id}\r\nX-Forwarded-For: 203.0.113.9\r\n\r\n"
+            "GET /hub HTTP/1.1\r\nHost: h\r\nX-Request-Id: {id}\r\nX-Forwarded-For: 203.0.113.9\r\n\r\n"
         ))
         .await;
         let seen = user.answer().await.text();
@@ -192,6 +192,16 @@ async fn who_is_believed_names_requests_and_users() {
         assert_eq!(line["id"] == id, passes, "{line}");
         assert_eq!(line["client"], "203.0.113.9");
     }
+    let mut stranger = Conversation::connect(setup.proxy.public).await;
+    stranger
+        .send("GET /elsewhere HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 192.0.2.1, 203.0.113.10, 127.0.0.1\r\n\r\n")
+        .await;
+    assert_eq!(stranger.answer().await.status(), 404);
+    let line = lines(&log, ids.len() + 1).await.pop().unwrap();
+    assert_eq!(
+        (&line["route"], &line["client"]),
+        (&Value::Null, &"203.0.113.10".into())
+    );
     setup.proxy.stop().await;
 }
 
