@@ -63,6 +63,11 @@ class Delete:
 Change = Put | Delete
 
 
+def deletes_in(changes: Iterable[Change]) -> int:
+    """How many of the changes are deletions."""
+    return sum(isinstance(change, Delete) for change in changes)
+
+
 def batches(changes: Iterable[Change]) -> Iterator[list[Change]]:
     """The changes in their order, in as few batches as the bounds allow."""
     batch: list[Change] = []

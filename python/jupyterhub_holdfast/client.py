@@ -16,7 +16,7 @@ import grpc
 
 from ._proto import cluster_pb2, cluster_pb2_grpc, routes_pb2, routes_pb2_grpc
 from .backoff import backoff
-from .changes import Change, Delete, Put, batches
+from .changes import Change, Delete, Put, batches, deletes_in
 from .credentials import Credentials
 from .endpoints import Endpoints
 from .errors import BrokenAnswer, Failure, LockedOut, NoChannel, Rejected, Unavailable, trailers_of
@@ -152,19 +152,26 @@ class RouteClient:
         return await self.write([Delete(routespec)], wait_for_proxies, deletes_meant=True)
 
     async def write(
-        self, changes: Sequence[Change], wait_for_proxies: float = 0.0, *, deletes_meant: bool = False
+        self,
+        changes: Sequence[Change],
+        wait_for_proxies: float = 0.0,
+        *,
+        deletes_meant: bool = False,
+        deletes_to_come: int = 0,
     ) -> routes_pb2.WriteResponse:
         """Applies `changes` as one batch: all of them or none.
 
         Deletions in numbers that look like an accident are held: the cluster says that they are made, and in `held` how
-        many of them it serves on until an operator decides. With `deletes_meant` none is held.
+        many of them it serves on until an operator decides. They count together with `deletes_to_come`, those of the
+        batches that follow for the same purpose. With `deletes_meant` none is held.
         """
         what = str(changes[0]) if len(changes) == 1 else f"write of {len(changes)} changes"
         request = routes_pb2.WriteRequest(namespace=self.namespace, wait_for_proxies_ms=round(wait_for_proxies * 1000))
         for change in changes:
             change.add_to(request)
         if deletes_meant:
-            request.deletes_expected = sum(isinstance(change, Delete) for change in changes)
+            request.deletes_expected = deletes_in(changes)
+        request.deletes_to_come = deletes_to_come
         more = wait_for_proxies + CHANGE_SECONDS * len(changes)
 
         async with self._here().session() as session:
@@ -203,7 +210,10 @@ class RouteClient:
         while waiting:
             batch = waiting.pop()
             try:
-                answer = await self.write(batch, wait_for_proxies, deletes_meant=deletes_meant)
+                to_come = sum(map(deletes_in, waiting))
+                answer = await self.write(
+                    batch, wait_for_proxies, deletes_meant=deletes_meant, deletes_to_come=to_come
+                )
                 written.applied.append((batch, answer))
             except Rejected as refusal:
                 if refusal.reason not in ABOUT_ONE_CHANGE:

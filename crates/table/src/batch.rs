@@ -56,6 +56,7 @@ pub struct Batch {
     preconditions: Vec<Precondition>,
     hub: Option<HubEpoch>,
     deletes_expected: usize,
+    deletes_to_come: usize,
 }
 
 /// Why a batch cannot be asked for. Nothing changed.
@@ -134,6 +135,7 @@ impl Batch {
             preconditions,
             hub: None,
             deletes_expected: 0,
+            deletes_to_come: 0,
         }
     }
 
@@ -152,6 +154,16 @@ impl Batch {
     pub fn expecting(self, deletes: usize) -> Self {
         Batch {
             deletes_expected: deletes,
+            ..self
+        }
+    }
+
+    /// The same batch, one of several for one purpose: those that follow remove so many routes more, and it is judged with
+    /// them.
+    #[must_use]
+    pub fn followed_by(self, deletes: usize) -> Self {
+        Batch {
+            deletes_to_come: deletes,
             ..self
         }
     }
@@ -184,6 +196,11 @@ impl Batch {
     /// How many routes it is known to remove; 0: nobody has said anything.
     pub fn deletes_expected(&self) -> usize {
         self.deletes_expected
+    }
+
+    /// How many routes the batches remove that belong to this one and follow it.
+    pub fn deletes_to_come(&self) -> usize {
+        self.deletes_to_come
     }
 
     /// What must hold.

@@ -5,6 +5,7 @@
 
 use imbl::{HashMap, OrdMap, OrdSet};
 
+use crate::batch::Batch;
 use crate::digest::Digest;
 use crate::losses::{Loss, Losses};
 use crate::route::{Namespace, Route, RouteKey};
@@ -18,7 +19,7 @@ pub const HELD_MAX: usize = 250_000;
 pub const EXPIRED_MAX: usize = 1_000;
 
 /// When deletions are held, and for how long. A batch that would lose its namespace more than both bounds allow within the
-/// window is held with all of its deletions.
+/// window, together with those that belong to it and follow, is held with all of its deletions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HoldPolicy {
     /// So many routes may always go.
@@ -164,13 +165,14 @@ impl Holds {
         &mut self.losses
     }
 
-    /// Decides about so many deletions in one batch, of which its writer says that it expects `expected`.
-    pub(crate) fn judge(&self, stamp: &Stamp, namespace: &Namespace, deletions: usize, expected: usize) -> Verdict {
-        let Some(policy) = stamp.policy.filter(|_| deletions > expected) else {
+    /// Decides about so many deletions, all that a batch really makes.
+    pub(crate) fn judge(&self, stamp: &Stamp, batch: &Batch, deletions: usize) -> Verdict {
+        let Some(policy) = stamp.policy.filter(|_| deletions > batch.deletes_expected()) else {
             return Verdict::Expected;
         };
+        let namespace = batch.namespace();
         let before = self.losses.count(namespace);
-        let lost = (before + deletions) as u64;
+        let lost = (before + deletions).saturating_add(batch.deletes_to_come()) as u64;
         let had = (before + self.shown.get(namespace).copied().unwrap_or(0)) as u64;
         let too_many = lost > policy.routes_max && lost.saturating_mul(100) > had.saturating_mul(policy.percent_max);
         match too_many && self.held.len() + deletions <= HELD_MAX {

@@ -212,9 +212,7 @@ impl State {
             Some(policy) => self.holds.losses_mut().forget_old(stamp.time_ms, policy.window_ms),
             None => Vec::new(),
         };
-        let verdict = self
-            .holds
-            .judge(stamp, batch.namespace(), deleted.len(), batch.deletes_expected());
+        let verdict = self.holds.judge(stamp, batch, deleted.len());
         if verdict != Verdict::Expected {
             for entry in &deleted {
                 let spec = &entry.route.spec;

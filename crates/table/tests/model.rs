@@ -55,6 +55,7 @@ struct Wish {
     preconditions: Vec<Wanted>,
     session: Option<(u8, Sequence)>,
     expected: usize,
+    to_come: usize,
     guarded: bool,
 }
 
@@ -96,15 +97,19 @@ fn steps() -> impl Strategy<Value = Vec<(i64, Step)>> {
         prop::collection::vec(change, 0..7),
         prop::collection::vec(wanted, 0..2),
         prop::option::weighted(0.5, (0u8..4, sequence)),
-        prop_oneof![4 => Just(0usize), 1 => 0usize..4],
+        (
+            prop_oneof![4 => Just(0usize), 1 => 0usize..4],
+            prop_oneof![4 => Just(0usize), 1 => 0usize..9],
+        ),
         prop::bool::weighted(0.8),
     );
-    let wish = wish.prop_map(|(namespace, changes, preconditions, session, expected, guarded)| Wish {
+    let wish = wish.prop_map(|(namespace, changes, preconditions, session, deletes, guarded)| Wish {
         namespace,
         changes,
         preconditions,
         session,
-        expected,
+        expected: deletes.0,
+        to_come: deletes.1,
         guarded,
     });
     let settlement = prop_oneof![Just(Settlement::Confirm), Just(Settlement::Reject)];
@@ -221,7 +226,7 @@ impl Model {
             .count();
         let ours = |(route, _, hold): &&Kept| route.namespace.as_str() == NAMESPACES[wish.namespace] && hold.is_none();
         let had = lost_before + self.routes.values().filter(ours).count();
-        let lost = lost_before + deleted.len();
+        let lost = lost_before + deleted.len() + wish.to_come;
         let holds = counts && lost as u64 > POLICY.routes_max && lost as u64 * 100 > had as u64 * POLICY.percent_max;
 
         self.revision += 1;
@@ -302,6 +307,7 @@ struct Resolved {
     preconditions: Vec<(Option<usize>, u64)>,
     session: Option<(u8, u64)>,
     expected: usize,
+    to_come: usize,
     guarded: bool,
 }
 
@@ -328,6 +334,7 @@ fn resolve(wish: &Wish, model: &Model) -> Resolved {
         preconditions: wish.preconditions.iter().map(precondition).collect(),
         session,
         expected: wish.expected,
+        to_come: wish.to_come,
         guarded: wish.guarded,
     }
 }
@@ -360,7 +367,7 @@ fn command(wish: &Wish, resolved: &Resolved) -> (Command, Vec<(usize, Option<u16
     });
     let namespace = Namespace::parse(NAMESPACES[wish.namespace]).unwrap();
     let batch = Batch::new(namespace, changes.collect(), preconditions.collect()).unwrap();
-    let batch = batch.expecting(wish.expected);
+    let batch = batch.expecting(wish.expected).followed_by(wish.to_come);
     let session = resolved.session.map(|(id, sequence)| (session_id(id), sequence));
     (Command { batch, session }, kept)
 }

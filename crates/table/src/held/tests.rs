@@ -139,6 +139,25 @@ fn whoever_says_how_many_it_deletes_may_but_no_more() {
 }
 
 #[test]
+fn of_several_batches_for_one_purpose_none_is_let_through() {
+    let mut state = with(1_000);
+    // A fifth each, so that the first one alone would be made.
+    for part in 0..5 {
+        let batch = deletes(part * 200..(part + 1) * 200).followed_by((4 - part) * 200);
+        assert_eq!(held(&write(&mut state, 1, batch)), 200, "part {part}");
+    }
+    assert_eq!(state.table.len(), 1_000);
+
+    let mut state = with(1_000);
+    for part in 0..2 {
+        let batch = deletes(part * 120..(part + 1) * 120).followed_by((1 - part) * 120);
+        assert_eq!(held(&write(&mut state, 1, batch)), 0, "less than a quarter in all");
+    }
+    let absurd = deletes(500..501).followed_by(usize::MAX);
+    assert_eq!(held(&write(&mut state, 1, absurd)), 1);
+}
+
+#[test]
 fn without_a_policy_nothing_is_held() {
     let mut state = with(1_000);
     let command = Command {

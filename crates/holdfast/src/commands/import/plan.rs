@@ -149,8 +149,11 @@ struct Open<'a> {
 
 impl Open<'_> {
     fn close(self) -> Option<Batch> {
-        // Within its bounds, of one namespace, and no route twice: that is how it was filled.
-        Some(Batch::known(self.namespace?.clone(), self.changes, self.preconditions))
+        let deletes = self.changes.iter().filter(|change| matches!(change, Change::Delete(_)));
+        let deletes = deletes.count();
+        // Within its bounds, of one namespace, and no route twice: that is how it was filled. `--prune` was said on purpose.
+        let batch = Batch::known(self.namespace?.clone(), self.changes, self.preconditions);
+        Some(batch.expecting(deletes))
     }
 }
 
@@ -229,6 +232,7 @@ mod tests {
             assert!(plan.conflicts.is_empty());
             let batches = plan.batches();
             assert_eq!(batches.len(), 1);
+            assert_eq!(batches[0].deletes_expected(), usize::from(prune));
             let changed: Vec<_> = batches[0]
                 .changes()
                 .iter()

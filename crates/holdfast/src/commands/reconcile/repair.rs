@@ -58,12 +58,9 @@ impl Reconcile {
 
     fn delete_unchanged(&self, spec: &RouteSpec, revision: Revision) -> Batch {
         let precondition = Precondition::RouteRevision(spec.clone(), revision);
-        // Of one change that was in the table: nothing about it can be wrong.
-        Batch::known(
-            self.namespace.clone(),
-            vec![Change::Delete(spec.clone())],
-            vec![precondition],
-        )
+        // Of one change that was in the table: nothing about it can be wrong. And it is meant: held, it would not be repaired.
+        let changes = vec![Change::Delete(spec.clone())];
+        Batch::known(self.namespace.clone(), changes, vec![precondition]).expecting(1)
     }
 
     /// The hub does it, for it alone knows the targets. It also removes what it does not know, so it is asked only if no
