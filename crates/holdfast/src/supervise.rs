@@ -18,7 +18,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-/// The first pause before a child is started again; doubled with each further failure.
+/// The pause before a child is started again, doubled with each further failure. After the first one there is none: users
+/// wait for it.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// A child that ran this long had started well.
@@ -99,7 +100,7 @@ async fn keep_running(
     let note = |change: &dyn Fn(&mut ChildState)| {
         states.send_modify(|states| states.get_mut(&spec.name).into_iter().for_each(change));
     };
-    let mut pause = PAUSE_MIN;
+    let mut pause = Duration::ZERO;
     while !stop.is_cancelled() && !kill.is_cancelled() {
         let started = Instant::now();
         let ended = match start(&spec) {
@@ -132,11 +133,11 @@ async fn keep_running(
             return;
         }
         if steady {
-            pause = PAUSE_MIN;
+            pause = Duration::ZERO;
         }
         tracing::warn!(child = spec.name, "ended with {how}: starting it again in {pause:?}");
         tokio::select! {
-            () = sleep(pause) => pause = (pause * 2).min(PAUSE_MAX),
+            () = sleep(pause) => pause = (pause * 2).clamp(PAUSE_MIN, PAUSE_MAX),
             () = stop.cancelled() => {}
             () = kill.cancelled() => {}
         }
