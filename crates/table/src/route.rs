@@ -5,6 +5,9 @@ use std::fmt;
 use std::net::SocketAddrV4;
 use std::sync::{Arc, LazyLock};
 
+use serde::de::{MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
 use crate::path::{Host, PathError, RequestPath};
 
 /// The longest routespec or target, in bytes.
@@ -324,7 +327,9 @@ impl Data {
     /// Checks that `text` is one JSON object; an empty text means `{}`.
     ///
     /// # Errors
-    /// [`FieldError`] on `data`: not JSON (RFC 8259), not an object, or larger than [`DATA_BYTES_MAX`].
+    /// [`FieldError`] on `data`: not JSON (RFC 8259), not an object, larger than [`DATA_BYTES_MAX`], or what some readers
+    /// stumble over: nested 128 deep, half of a surrogate pair, a number beyond a double's range. One such route would
+    /// keep a hub from reading all of them.
     pub fn parse(text: &str) -> Result<Self, FieldError> {
         let refuse = |problem: String| FieldError::new("data", text, problem);
         if text.is_empty() {
@@ -333,7 +338,8 @@ impl Data {
         if text.len() > DATA_BYTES_MAX {
             return Err(refuse(format!("is larger than {} KiB", DATA_BYTES_MAX / 1024)));
         }
-        serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(|error| refuse(format!("is not JSON: {error}")))?;
+        serde_json::from_str::<Readable>(text)
+            .map_err(|error| refuse(format!("is no JSON that all can read: {error}")))?;
         if !text.trim_start().starts_with('{') {
             return Err(refuse("must be a JSON object".into()));
         }
@@ -343,6 +349,57 @@ impl Data {
     /// The JSON text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// Any JSON, read to its end, within serde_json's bounds.
+struct Readable;
+
+impl<'de> Deserialize<'de> for Readable {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Readable)
+    }
+}
+
+impl<'de> Visitor<'de> for Readable {
+    type Value = Readable;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Readable, E> {
+        Ok(self)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Readable, E> {
+        Ok(self)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Readable, E> {
+        Ok(self)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Readable, E> {
+        Ok(self)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Readable, E> {
+        Ok(self)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Readable, E> {
+        Ok(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Readable, A::Error> {
+        while items.next_element::<Readable>()?.is_some() {}
+        Ok(self)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Readable, A::Error> {
+        while fields.next_entry::<Readable, Readable>()?.is_some() {}
+        Ok(self)
     }
 }
 
@@ -563,8 +620,25 @@ mod tests {
         );
         assert_eq!(Data::parse("").unwrap().as_str(), "{}");
         let large = format!("{{\"x\":\"{}\"}}", "y".repeat(DATA_BYTES_MAX));
-        for bad in ["[]", "1", "{", "{} {}", "null", "\"{}\"", large.as_str()] {
-            assert_eq!(Data::parse(bad).unwrap_err().field, "data");
+        let nested = |depth: usize| format!("{{\"x\":{}{}}}", "[".repeat(depth), "]".repeat(depth));
+        let number = |digits: usize| format!("{{\"x\":{}}}", "9".repeat(digits));
+        for good in [nested(100), number(300)] {
+            assert_eq!(Data::parse(&good).unwrap().as_str(), good);
+        }
+        let (deep, long) = (nested(20_000), number(5_000));
+        for bad in [
+            "[]",
+            "1",
+            "{",
+            "{} {}",
+            "null",
+            "\"{}\"",
+            &large,
+            &deep,
+            &long,
+            r#"{"x":"\ud800"}"#,
+        ] {
+            assert_eq!(Data::parse(bad).unwrap_err().field, "data", "{bad:.20}");
         }
     }
 
