@@ -386,6 +386,16 @@ async def test_deletes_are_said_to_be_meant_or_not(start):
     assert [request.deletes_expected for request in replica.calls] == [1, 2, 0, 2]
 
 
+async def test_of_several_batches_each_says_how_many_deletes_follow(start, monkeypatch):
+    monkeypatch.setattr(changes, "CHANGES_MAX", 4)
+    routes, replica = await start([])
+    replica.judge = refuse("/u5/", reason="precondition")
+    await routes.write_each([Put("/a/", "http://x"), *(Delete(f"/u{n}/") for n in range(9))])
+    said = [(len(request.changes), request.deletes_to_come) for request in replica.calls]
+    # The second is refused for one of its four, and made by halves.
+    assert said == [(4, 6), (4, 2), (2, 4), (2, 2), (1, 3), (1, 2), (2, 0)]
+
+
 async def test_no_changes_are_no_write(start):
     routes, replica = await start([])
     written = await routes.write_each([])

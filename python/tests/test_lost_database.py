@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 from holdfast_up import HoldfastUp
 from hub import Hub, fetch, until
+from many_servers import address_of
+from ports import free_ports
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -118,6 +121,51 @@ def test_no_live_route_is_lost_before_an_operators_word_and_a_database_that_is_b
     assert served(up) == USERS
     up.ask("status")
     hub.stop()
+
+
+@pytest.fixture
+def many_servers():
+    """The port of very many servers."""
+    port = free_ports(1)
+    servers = subprocess.Popen([sys.executable, Path(__file__).with_name("many_servers.py"), str(port)])
+    yield port
+    servers.kill()
+    servers.wait()
+
+
+def test_of_a_thousand_live_routes_none_is_lost(up, many_servers, tmp_path, monkeypatch):
+    monkeypatch.setenv("MANY_SERVERS_PORT", str(many_servers))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    settings = [
+        "c.HoldfastProxy.should_start = False",
+        f"c.HoldfastProxy.endpoints = {up.endpoints!r}",
+        "c.JupyterHub.cleanup_servers = False",
+        "c.JupyterHub.spawner_class = 'many_servers.ManyServers'",
+        "c.Spawner.pre_spawn_hook = None",
+    ]
+    users = [f"user-{n}" for n in range(1_000)]
+
+    def wrong(url):
+        with ThreadPoolExecutor(8) as pool:
+            answers = pool.map(lambda user: fetch(f"{url}/user/{user}/").body.decode(), users)
+        return [user for n, (user, answer) in enumerate(zip(users, answers, strict=True)) if answer != address_of(n)]
+
+    with Hub(tmp_path / "hub", up.public_port, settings) as hub:
+        hub.api("POST", "/users", {"usernames": users})
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(lambda user: hub.api("POST", f"/users/{user}/server"), users))
+        assert [wrong(url) for url in up.public_urls] == [[], []]
+        hub.stop()
+        (hub.directory / "jupyterhub.sqlite").unlink()
+        hub.start()
+        assert set(hub.routes()) == {"/"}
+        assert [wrong(url) for url in up.public_urls] == [[], []]
+        assert "1000 routes that this hub does not know are served on" in hub.log_since_start()
+        print(*(line for line in hub.log_since_start().splitlines() if "served on" in line), sep="\n")
+        print(up.ask("held").splitlines()[-1], up.ask("status", exit_code=1), sep="\n")
+        assert held(up) == {f"/user/{user}/" for user in users}
+        assert "1000 routes listed again" in up.ask("held", "reject", "--all")
+        assert [wrong(url) for url in up.public_urls] == [[], []]
 
 
 def test_a_confirmed_deletion_goes_at_once_and_a_user_who_is_back_is_not_held(up, make_hub):

@@ -57,7 +57,7 @@ class RouteRevision(_message.Message):
     def __init__(self, routespec: _Optional[str] = ..., mod_revision: _Optional[int] = ...) -> None: ...
 
 class WriteRequest(_message.Message):
-    __slots__ = ("changes", "preconditions", "namespace", "session", "sequence", "wait_for_proxies_ms", "hub_epoch", "retry", "deletes_expected")
+    __slots__ = ("changes", "preconditions", "namespace", "session", "sequence", "wait_for_proxies_ms", "hub_epoch", "retry", "deletes_expected", "deletes_to_come")
     CHANGES_FIELD_NUMBER: _ClassVar[int]
     PRECONDITIONS_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
@@ -67,6 +67,7 @@ class WriteRequest(_message.Message):
     HUB_EPOCH_FIELD_NUMBER: _ClassVar[int]
     RETRY_FIELD_NUMBER: _ClassVar[int]
     DELETES_EXPECTED_FIELD_NUMBER: _ClassVar[int]
+    DELETES_TO_COME_FIELD_NUMBER: _ClassVar[int]
     changes: _containers.RepeatedCompositeFieldContainer[Change]
     preconditions: _containers.RepeatedCompositeFieldContainer[Precondition]
     namespace: str
@@ -76,7 +77,8 @@ class WriteRequest(_message.Message):
     hub_epoch: int
     retry: bool
     deletes_expected: int
-    def __init__(self, changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., preconditions: _Optional[_Iterable[_Union[Precondition, _Mapping]]] = ..., namespace: _Optional[str] = ..., session: _Optional[bytes] = ..., sequence: _Optional[int] = ..., wait_for_proxies_ms: _Optional[int] = ..., hub_epoch: _Optional[int] = ..., retry: bool = ..., deletes_expected: _Optional[int] = ...) -> None: ...
+    deletes_to_come: int
+    def __init__(self, changes: _Optional[_Iterable[_Union[Change, _Mapping]]] = ..., preconditions: _Optional[_Iterable[_Union[Precondition, _Mapping]]] = ..., namespace: _Optional[str] = ..., session: _Optional[bytes] = ..., sequence: _Optional[int] = ..., wait_for_proxies_ms: _Optional[int] = ..., hub_epoch: _Optional[int] = ..., retry: bool = ..., deletes_expected: _Optional[int] = ..., deletes_to_come: _Optional[int] = ...) -> None: ...
 
 class OpenHubRequest(_message.Message):
     __slots__ = ("namespace", "hub")

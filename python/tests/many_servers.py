@@ -1,0 +1,48 @@
+"""Users' servers in great number: one process for all of them, each at a loopback address of its own.
+
+As a program it is these servers; as a module it is the spawner that gives them out.
+"""
+
+import os
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from jupyterhub.spawner import Spawner
+
+
+def address_of(number):
+    """Where the server of this number is."""
+    return f"127.{1 + number // 65_536}.{number // 256 % 256}.{number % 256}"
+
+
+class ManyServers(Spawner):
+    """Of user `user-N` the server is the one of number N. It runs whether it is asked for or not."""
+
+    async def start(self):
+        return address_of(int(self.user.name.removeprefix("user-"))), int(os.environ["MANY_SERVERS_PORT"])
+
+    async def stop(self, now=False):
+        pass
+
+    async def poll(self):
+        return None
+
+
+class OwnAddress(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        body = self.connection.getsockname()[0].encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+if __name__ == "__main__":
+    ThreadingHTTPServer.request_queue_size = 1_000
+    # All of 127.0.0.0/8 is had by a wildcard alone.
+    ThreadingHTTPServer(("0.0.0.0", int(sys.argv[1])), OwnAddress).serve_forever()
