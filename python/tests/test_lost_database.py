@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,8 +11,7 @@ from pathlib import Path
 import pytest
 from holdfast_up import HoldfastUp
 from hub import Hub, fetch, until
-from many_servers import address_of
-from ports import free_ports
+from many_servers import address_of, serve_many
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -123,25 +121,11 @@ def test_no_live_route_is_lost_before_an_operators_word_and_a_database_that_is_b
     hub.stop()
 
 
-@pytest.fixture
-def many_servers():
-    """The port of very many servers."""
-    port = free_ports(1)
-    servers = subprocess.Popen([sys.executable, Path(__file__).with_name("many_servers.py"), str(port)])
-    yield port
-    servers.kill()
-    servers.wait()
-
-
-def test_of_a_thousand_live_routes_none_is_lost(up, many_servers, tmp_path, monkeypatch):
-    monkeypatch.setenv("MANY_SERVERS_PORT", str(many_servers))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+def test_of_a_thousand_live_routes_none_is_lost(up, tmp_path):
     settings = [
         "c.HoldfastProxy.should_start = False",
         f"c.HoldfastProxy.endpoints = {up.endpoints!r}",
         "c.JupyterHub.cleanup_servers = False",
-        "c.JupyterHub.spawner_class = 'many_servers.ManyServers'",
-        "c.Spawner.pre_spawn_hook = None",
     ]
     users = [f"user-{n}" for n in range(1_000)]
 
@@ -150,7 +134,8 @@ def test_of_a_thousand_live_routes_none_is_lost(up, many_servers, tmp_path, monk
             answers = pool.map(lambda user: fetch(f"{url}/user/{user}/").body.decode(), users)
         return [user for n, (user, answer) in enumerate(zip(users, answers, strict=True)) if answer != address_of(n)]
 
-    with Hub(tmp_path / "hub", up.public_port, settings) as hub:
+    with serve_many() as spawner, Hub(tmp_path / "hub", up.public_port, settings + spawner) as hub:
+        hub.start()
         hub.api("POST", "/users", {"usernames": users})
         with ThreadPoolExecutor(16) as pool:
             list(pool.map(lambda user: hub.api("POST", f"/users/{user}/server"), users))
