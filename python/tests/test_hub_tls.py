@@ -3,12 +3,13 @@
 import json
 import os
 import signal
+import subprocess
 from http.client import HTTPException
 
 import pytest
 from certipy import Certipy
 from holdfast_up import find_holdfast
-from hub import Hub, fetch, until
+from hub import API_TOKEN, Hub, fetch, until
 from ports import free_ports
 from users import owner, type_in_terminal
 
@@ -45,6 +46,7 @@ def make_hub(tmp_path, certificate):
                 f"c.JupyterHub.ssl_cert = {certificate['cert']!r}",
             ]
         hub = Hub(tmp_path / "hub", ports + 10, settings, base_url)
+        hub.endpoint = f"127.0.0.1:{ports}"
         made.append(hub)
         if tls:
             hub.public_url = hub.public_url.replace("http:", "https:")
@@ -86,7 +88,10 @@ def test_a_page_for_what_fails_is_the_hubs_own(make_hub):
 
 
 def test_every_part_speaks_tls_with_every_other(make_hub, tmp_path):
-    hub = make_hub("c.JupyterHub.internal_ssl = True")
+    hub = make_hub(
+        "c.JupyterHub.internal_ssl = True",
+        'c.JupyterHub.load_roles[0]["scopes"] += ["list:services", "read:services"]',
+    )
     # The hub itself wants a certificate of its own authorities. It is the proxy that shows one.
     direct, hub.url = hub.url.replace("http:", "https:"), hub.public_url
     hub.start()
@@ -99,9 +104,34 @@ def test_every_part_speaks_tls_with_every_other(make_hub, tmp_path):
     assert owner(hub.public_url, "alice", ca=hub.ca) == "alice"
     assert owner(hub.public_url, "alice", "second", ca=hub.ca) == "alice"
     assert "typed-42" in type_in_terminal(hub.public_url, "alice", "typed", ca=hub.ca)
+    reconciled(hub, direct, tmp_path)
     hub.stop_server("alice", "second")
     hub.stop_server("alice")
     assert set(hub.routes()) == {"/"}
+
+
+def reconciled(hub, url, directory):
+    """Asks the hub itself, with the certificate that its proxy shows."""
+    certificates, token = directory / "internal-ssl", directory / "token"
+    token.write_text(API_TOKEN)
+    flags = {
+        "--hub-url": url,
+        "--token-file": token,
+        "--endpoints": hub.endpoint,
+        "--url-ssl-ca": certificates / "hub-ca" / "hub-ca.crt",
+        "--url-ssl-cert": certificates / "proxy-client" / "proxy-client.crt",
+        "--url-ssl-key": certificates / "proxy-client" / "proxy-client.key",
+    }
+    done = run_reconcile(flags)
+    assert (done.returncode, json.loads(done.stdout)["servers"]) == (0, 2), done
+    # An authority that vouches for others.
+    done = run_reconcile(flags | {"--url-ssl-ca": hub.ca})
+    assert (done.returncode, "no TLS: see --url-ssl-ca" in done.stderr) == (2, True), done
+
+
+def run_reconcile(flags):
+    command = [find_holdfast(), "reconcile", "-o", "json", *(str(part) for flag in flags.items() for part in flag)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 def test_parts_may_speak_tls_where_users_do_not(make_hub):

@@ -20,7 +20,7 @@ use self::source::Source;
 use super::routes::{read_failed, reader, warn_of_lagging, write_failed, writer};
 use super::{Client, ClientArgs, block_on, one_namespace};
 use crate::config::{Settings, parse};
-use crate::http;
+use crate::http::{self, TlsArgs};
 use crate::output::{self, Format, Progress};
 
 /// Adds and replaces routes as they are in configurable-http-proxy, in a file, or in another cluster.
@@ -81,6 +81,9 @@ pub struct ImportArgs {
     output: String,
 
     #[command(flatten)]
+    tls: TlsArgs,
+
+    #[command(flatten)]
     client: ClientArgs,
 }
 
@@ -114,6 +117,7 @@ pub fn run(args: ImportArgs, mut settings: Settings) -> anyhow::Result<ExitCode>
 fn source(args: &ImportArgs, settings: &mut Settings) -> Option<Source> {
     let chp = settings.read_optional("from-chp", args.from_chp.as_deref(), http::url);
     let token = settings.read_optional("token-file", args.token_file.as_deref(), parse::token);
+    let identity = args.tls.read(settings);
     let endpoints = settings.read_optional("from-endpoints", args.from_endpoints.as_deref(), parse::endpoints);
     let endpoints = match endpoints? {
         Some(endpoints) => {
@@ -130,6 +134,7 @@ fn source(args: &ImportArgs, settings: &mut Settings) -> Option<Source> {
         (None, Some(url), None) => Some(Source::Chp {
             url,
             token: token?,
+            identity: identity?,
             host_routing: args.host_routing,
         }),
         (None, None, Some(endpoints)) => Some(Source::Cluster(endpoints)),

@@ -23,7 +23,7 @@ use super::routes::{read_failed, reader};
 use super::status::{self, judgement};
 use super::{Client, ClientArgs, block_on, one_namespace};
 use crate::config::{Settings, parse};
-use crate::http::{self, Api};
+use crate::http::{self, Api, TlsArgs};
 use crate::output::{self, Format, Progress};
 
 /// What disagrees gets so long to agree: what is under way is no disagreement.
@@ -86,6 +86,9 @@ pub struct ReconcileArgs {
     output: String,
 
     #[command(flatten)]
+    tls: TlsArgs,
+
+    #[command(flatten)]
     client: ClientArgs,
 }
 
@@ -128,10 +131,11 @@ pub fn run(args: ReconcileArgs, mut settings: Settings) -> anyhow::Result<ExitCo
     let proxy_admin = settings.read("proxy-admin", &args.proxy_admin, addresses);
     let target_timeout = settings.read("target-timeout", &args.target_timeout, parse::positive_duration);
     let format = settings.read("output", &args.output, Format::parse);
+    let identity = args.tls.read(&mut settings);
     let client = args.client.read(&mut settings);
     let reconcile = (|| {
         Some(Reconcile {
-            hub: Hub::new(hub_url?, token?),
+            hub: Hub::new(hub_url?, token?, identity?),
             namespace: namespace?,
             proxy_admin: proxy_admin?,
             target_timeout: target_timeout?,

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use holdfast_client::{Endpoints, RouteReader};
 use holdfast_replica::chp_form;
 use holdfast_table::Target;
+use holdfast_tls::TargetIdentity;
 use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -23,6 +25,7 @@ pub(super) enum Source {
     Chp {
         url: Target,
         token: Option<String>,
+        identity: Arc<TargetIdentity>,
         host_routing: bool,
     },
     Cluster(Endpoints),
@@ -71,9 +74,10 @@ impl Source {
             Source::Chp {
                 url,
                 token,
+                identity,
                 host_routing,
             } => {
-                let api = Api::new(url.clone(), token.clone(), timeout);
+                let api = Api::new(url.clone(), token.clone(), timeout).with(identity.clone());
                 let answer = api.ask(Method::GET, "/api/routes").await?;
                 match answer.status {
                     StatusCode::OK => {}

@@ -1,10 +1,12 @@
 //! What the hub says: which servers its users have, and which services there are. All of it, or an error.
 
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use holdfast_table::{RouteSpec, Target};
+use holdfast_tls::TargetIdentity;
 use hyper::{Method, StatusCode};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -107,9 +109,11 @@ struct ServiceModel {
 
 impl Hub {
     /// `url` is the hub's own or that of its API: `http://hub:8081`, `http://hub:8081/jupyter/hub/api`.
-    pub fn new(url: Target, token: String) -> Self {
-        let api = Api::new(url, Some(token), ANSWER_WITHIN).accepting("application/jupyterhub-pagination+json");
-        Hub { api }
+    pub fn new(url: Target, token: String, identity: Arc<TargetIdentity>) -> Self {
+        let api = Api::new(url, Some(token), ANSWER_WITHIN).with(identity);
+        Hub {
+            api: api.accepting("application/jupyterhub-pagination+json"),
+        }
     }
 
     /// Reads the setting.
