@@ -107,6 +107,7 @@ async fn the_next_one_may_start_while_the_last_one_drains() -> Result<()> {
     let mut connection = Connection::open(&first.public).await?;
     let waiting = request(Method::GET, &first.public, "/user/alice/waits").body(Full::default())?;
     let release = async {
+        mirror.asked().await;
         first.process.signal(nix::sys::signal::Signal::SIGTERM);
         until("nothing new is let in", SOON, async || {
             match http::get(&first.public, "/_chp_healthz").await {

@@ -30,21 +30,29 @@ const SHOWN: [&str; 9] = [
 /// A running mirror; it ends when this is dropped.
 pub struct Mirror {
     port: u16,
-    gate: watch::Sender<bool>,
+    gate: watch::Sender<Gate>,
     _tasks: JoinSet<()>,
+}
+
+/// Before those that ask for `/waits`.
+#[derive(Default)]
+struct Gate {
+    asked: bool,
+    open: bool,
 }
 
 impl Mirror {
     pub async fn start() -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let port = listener.local_addr()?.port();
-        let (gate, open) = watch::channel(false);
+        let gate = watch::Sender::<Gate>::default();
+        let asked = gate.clone();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                let open = open.clone();
-                let service = service_fn(move |request| answer(request, port, open.clone()));
+                let asked = asked.clone();
+                let service = service_fn(move |request| answer(request, port, asked.clone()));
                 connections.spawn(async move {
                     // A proxy that was killed leaves broken connections behind: nothing to report.
                     let _ = hyper::server::conn::http1::Builder::new()
@@ -65,23 +73,29 @@ impl Mirror {
         format!("http://127.0.0.1:{}{path}", self.port)
     }
 
+    /// Returns once somebody asks for `/waits`.
+    pub async fn asked(&self) {
+        // There is a sender as long as there is a mirror.
+        let _ = self.gate.subscribe().wait_for(|gate| gate.asked).await;
+    }
+
     /// Lets go those that asked for `/waits`.
     pub fn let_go(&self) {
-        self.gate.send_replace(true);
+        self.gate.send_modify(|gate| gate.open = true);
     }
 }
 
 async fn answer(
     request: Request<Incoming>,
     port: u16,
-    mut open: watch::Receiver<bool>,
+    gate: watch::Sender<Gate>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, body) = request.into_parts();
     let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
     let path = head.uri.path();
     if path.ends_with("/waits") {
-        // It fails if the test has ended, and nobody reads the answer then.
-        let _ = open.wait_for(|open| *open).await;
+        gate.send_modify(|gate| gate.asked = true);
+        let _ = gate.subscribe().wait_for(|gate| gate.open).await;
     }
     let mut response = Response::builder()
         .header("content-type", "application/json")
