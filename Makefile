@@ -17,7 +17,7 @@ export HOLDFAST_BIN := $(CARGO_TARGET_DIR)/debug/holdfast
 INCIDENT := $(CARGO_TARGET_DIR)/debug/incident $(if $(PAUSE),--pause)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo demo-chp test sim sim-planted faults herd fuzz-paths soak raw-table lab verify fix wheel bench bench-store bench-proxy bench-hub
+.PHONY: help setup build demo demo-chp test test-hubs sim sim-planted faults herd fuzz-paths soak raw-table lab verify fix wheel bench bench-store bench-proxy bench-hub
 
 help: ## lists these commands
 	@grep -hE '^[a-z-]+:.* ## ' Makefile | sed -E 's/^([a-z-]+):.* ## (.*)/  make \1\t\2/' | expand -t 20
@@ -37,6 +37,9 @@ demo-chp: build ## the same client against configurable-http-proxy (needs node)
 
 test: setup ## all Rust and Python tests
 	@scripts/test.sh
+
+test-hubs: build ## the Python tests with other JupyterHubs and Pythons (HUBS="5.5.4 6.1.1" PYTHONS="python3.10 python3.13")
+	@scripts/test_hubs.sh
 
 sim: setup ## the cluster in simulated time under faults (SEEDS=20, or FIRST=7 SEEDS=1 to run one again)
 	@scripts/sim.sh seeds $(or $(FIRST),1) $(or $(SEEDS),20)
