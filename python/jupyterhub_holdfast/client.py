@@ -211,9 +211,7 @@ class RouteClient:
             batch = waiting.pop()
             try:
                 to_come = sum(map(deletes_in, waiting))
-                answer = await self.write(
-                    batch, wait_for_proxies, deletes_meant=deletes_meant, deletes_to_come=to_come
-                )
+                answer = await self.write(batch, wait_for_proxies, deletes_meant=deletes_meant, deletes_to_come=to_come)
                 written.applied.append((batch, answer))
             except Rejected as refusal:
                 if refusal.reason not in ABOUT_ONE_CHANGE:

@@ -249,8 +249,19 @@ class TestManyServers:
         hub.api("POST", "/users", {"usernames": users})
         with ThreadPoolExecutor(20) as pool:
 
+            def ask(method, user):
+                answer = hub.get(f"/users/{user}/server", method)
+                if answer.status == 201:
+                    # A browser goes there now. At a proxy that lags it is sent to the hub and back, but not round and round.
+                    for url in up.public_urls:
+                        own = f"/user/{user}/x"
+                        until(
+                            lambda page=url + own, own=own: fetch(page).body == own.encode(), 5, f"{own} at {url}", hub
+                        )
+                return answer
+
             def all_while_the_leader_dies(method, halfway):
-                calls = [pool.submit(hub.get, f"/users/{user}/server", method) for user in users]
+                calls = [pool.submit(ask, method, user) for user in users]
                 until(halfway, 60, "half of the servers", hub)
                 leader = asyncio.run(up.leader())
                 pid = up.child_pid(leader)
