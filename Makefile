@@ -17,7 +17,7 @@ export HOLDFAST_BIN := $(CARGO_TARGET_DIR)/debug/holdfast
 INCIDENT := $(CARGO_TARGET_DIR)/debug/incident $(if $(PAUSE),--pause)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo demo-chp test test-hubs sim sim-planted faults herd fuzz-paths soak raw-table lab verify fix wheel bench bench-store bench-proxy bench-hub
+.PHONY: help setup build demo demo-chp test test-hubs sim sim-planted faults herd restarts fuzz-paths soak raw-table lab verify fix wheel bench bench-store bench-proxy bench-hub
 
 help: ## lists these commands
 	@grep -hE '^[a-z-]+:.* ## ' Makefile | sed -E 's/^([a-z-]+):.* ## (.*)/  make \1\t\2/' | expand -t 20
@@ -60,6 +60,9 @@ fuzz-paths: setup ## a million fuzzed paths through a real proxy: what is matche
 
 soak: build ## everything that leaks in proxies, for MINUTES=30: descriptors and memory must be flat
 	@$(CARGO_TARGET_DIR)/debug/soak $(or $(MINUTES),30)
+
+restarts: build ## restarts and drains under load: wrong, no-route and failed requests, time to the first right answer
+	@cargo test --quiet --workspace --test proxy -- --nocapture --test-threads=1 restart
 
 raw-table: build ## the same bytes to configurable-http-proxy (needs node) and to Holdfast, side by side
 	@scripts/install_chp.sh

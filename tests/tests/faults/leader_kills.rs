@@ -1,4 +1,4 @@
-//! The short form of `make leader-kills`.
+//! The short form of `make faults`.
 
 use std::time::Duration;
 

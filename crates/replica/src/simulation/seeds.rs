@@ -245,6 +245,7 @@ fn planted_bugs_are_found() {
         Ok(name) => vec![Bug::parse(&name).expect("a planted bug's name")],
         Err(_) => Bug::ALL.to_vec(),
     };
+    let planted = bugs.len();
     let missed: Vec<Bug> = for_each(bugs, |bug| {
         let found = (1..=PLANTED_SEEDS_MAX).find_map(|seed| {
             let output = spawn(&dice, "planted_bugs_are_found", seed, Some(bug));
@@ -262,5 +263,6 @@ fn planted_bugs_are_found() {
     .into_iter()
     .flatten()
     .collect();
+    println!("{} of {planted} planted bugs found", planted - missed.len());
     assert!(missed.is_empty(), "not found: {missed:?}");
 }
