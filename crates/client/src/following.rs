@@ -65,8 +65,13 @@ pub(crate) enum Step {
     Resumed { replica: String },
     /// There is a new table to serve.
     Moved,
-    /// The table is the replica's, and this is how old the replica's knowledge is; `None` if it does not know.
-    Agreed { leader_contact_age: Option<Duration> },
+    /// The table is the replica's.
+    Agreed {
+        /// How long ago the replica last knew a quorum behind a leader.
+        leader_contact_age: Duration,
+        /// Whether it knows who leads.
+        leader_known: bool,
+    },
     /// The replica asks to be left, and names a wait.
     GoAway {
         reason: go_away::Reason,
@@ -307,9 +312,9 @@ impl Following {
             self.doubted = true;
             return Err(Breach::Digest { at, ours, theirs });
         }
-        let age = Duration::from_millis(bookmark.leader_contact_age_ms);
         Ok(Step::Agreed {
-            leader_contact_age: bookmark.leader_known.then_some(age),
+            leader_contact_age: Duration::from_millis(bookmark.leader_contact_age_ms),
+            leader_known: bookmark.leader_known,
         })
     }
 }

@@ -1,5 +1,7 @@
 //! Subscriber: snapshot and deltas become one current Table.
 
+mod lookout;
+
 use std::fmt;
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -24,6 +26,7 @@ use crate::endpoints::{Endpoints, MESSAGE_BYTES_MAX, Replica};
 use crate::following::{Breach, Following, Held, Step};
 use crate::live_table::LiveTable;
 use crate::refusals::Refusals;
+use lookout::Lookout;
 
 /// From the first packet to a replica until its Hello.
 const HELLO: Duration = Duration::from_secs(3);
@@ -87,7 +90,8 @@ pub struct Freshness {
 /// Follows the table of a cluster for as long as it runs, and never lets go of the last one it had.
 ///
 /// Takes no other cluster's table once it has one, and nothing older than it has. On a lost or silent stream, a gap,
-/// damage, or a digest that disagrees, it goes to another replica and serves what it has meanwhile.
+/// damage, or a digest that disagrees, it goes to another replica and serves what it has meanwhile. So it does when the
+/// replica has lost its leader; where all have, it stays with one of them.
 #[derive(Debug)]
 pub struct Subscriber {
     endpoints: Endpoints,
@@ -99,6 +103,7 @@ pub struct Subscriber {
     refusals: Refusals,
     reporter: Option<Arc<Reporter>>,
     backoff: Backoff,
+    lookout: Lookout,
     // When each kind of trouble was last logged.
     alarmed: Option<Instant>,
     lost: Option<Instant>,
@@ -112,6 +117,7 @@ enum End {
     NoHello,
     Silent,
     GoAway(go_away::Reason, Duration),
+    Leaderless,
     Breach(Breach),
 }
 
@@ -132,6 +138,7 @@ impl Subscriber {
             .as_ref()
             .map_or_else(LiveTable::empty, |held| held.table.clone().into());
         Subscriber {
+            lookout: Lookout::new(config.endpoints.replicas().len()),
             endpoints: config.endpoints,
             name: config.name,
             proxy: config.proxy,
@@ -246,7 +253,11 @@ impl Subscriber {
             if let Some(frame) = frame {
                 match self.take(frame).await {
                     Ok(Step::GoAway { reason, retry_after }) => return End::GoAway(reason, retry_after),
-                    Ok(step) => self.step(step, acks),
+                    Ok(step) => {
+                        if let Some(end) = self.step(step, acks) {
+                            return end;
+                        }
+                    }
                     Err(breach) => return End::Breach(breach),
                 }
             }
@@ -283,13 +294,14 @@ impl Subscriber {
         }
     }
 
-    fn step(&mut self, step: Step, acks: &watch::Sender<Acked>) {
+    /// Does what a frame led to; returns why to end the stream, if it should be.
+    fn step(&mut self, step: Step, acks: &watch::Sender<Acked>) -> Option<End> {
         let Some(held) = self.following.held() else {
             if let Step::Hello { replica } = step {
                 self.freshness
                     .send_modify(|freshness| freshness.replica = Some(replica));
             }
-            return;
+            return None;
         };
         let acked = Acked {
             revision: held.table.revision(),
@@ -336,9 +348,12 @@ impl Subscriber {
                     true
                 });
             }
-            Step::Agreed { leader_contact_age } => {
-                self.backoff.reset();
-                let contact = leader_contact_age.and_then(|age| Instant::now().checked_sub(age));
+            Step::Agreed {
+                leader_contact_age,
+                leader_known,
+            } => {
+                let contact = leader_known.then(|| Instant::now().checked_sub(leader_contact_age));
+                let contact = contact.flatten();
                 self.freshness.send_if_modified(|freshness| {
                     let newer = contact > freshness.last_contact;
                     if newer {
@@ -346,12 +361,18 @@ impl Subscriber {
                     }
                     newer
                 });
+                if self.lookout.leaves(leader_contact_age) {
+                    return Some(End::Leaderless);
+                }
+                self.backoff.reset();
             }
         }
+        None
     }
 
     /// Takes note of a stream's end; returns how long to wait before the next one.
     fn ended(&mut self, replica: &Replica, end: &End) -> Duration {
+        self.lookout.ended();
         if self.disconnected() {
             self.lost = None;
         }
@@ -394,6 +415,7 @@ impl fmt::Display for End {
             End::NoHello => write!(f, "no Hello within {} s", HELLO.as_secs()),
             End::Silent => write!(f, "silent for {} s", SILENCE.as_secs()),
             End::GoAway(reason, _) => write!(f, "sent away: {}", reason.as_str_name()),
+            End::Leaderless => f.write_str("the replica has lost its leader, another one may have it"),
             End::Breach(breach) => breach.fmt(f),
         }
     }

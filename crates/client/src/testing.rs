@@ -327,3 +327,15 @@ pub(crate) fn bookmark(revision: Revision, digest: Digest) -> Frame {
         leader_known: true,
     })
 }
+
+/// A bookmark of a replica that has lost its leader.
+pub(crate) fn orphaned(revision: Revision, digest: Digest) -> Frame {
+    match bookmark(revision, digest) {
+        Frame::Bookmark(bookmark) => Frame::Bookmark(Bookmark {
+            leader_contact_age_ms: 3_500,
+            leader_known: false,
+            ..bookmark
+        }),
+        other => other,
+    }
+}

@@ -7,8 +7,10 @@ use holdfast_client::{Endpoints, RouteReader, RouteWriter, WriterOptions};
 use holdfast_table::{Route, RouteSpec};
 use holdfast_tests::apart::apart;
 use holdfast_tests::apart::network::{Cut, End};
+use holdfast_tests::echo::Echo;
 use holdfast_tests::fixture::cluster::SOON;
 use holdfast_tests::fixture::{Cluster, stays, until};
+use holdfast_tests::http;
 use holdfast_wire::proto;
 use holdfast_wire::proto::Role;
 use holdfast_wire::proto::routes_client::RoutesClient;
@@ -139,6 +141,77 @@ fn a_replica_that_hears_nobody_comes_back_without_an_election() -> Result<()> {
             status.role() == Role::Leader && status.term == term,
             "an election for nothing: {status:?} instead of term {term}"
         );
+        cluster.finish().await
+    })
+}
+
+/// How often the proxy has begun to follow a replica.
+fn streams(cluster: &Cluster) -> usize {
+    let log = cluster.proxies[0].process.log();
+    log.matches("following from ").count()
+}
+
+#[test]
+fn a_proxy_leaves_a_replica_that_is_alone_and_stays_with_one_when_all_are() -> Result<()> {
+    /// 3 s until the replica has been without a leader for too long, 2 s in which its subscribers leave it one by one, and
+    /// the time from bookmark to bookmark.
+    const LEFT_WITHIN: Duration = Duration::from_secs(10);
+    const ALONE: Duration = Duration::from_secs(25);
+    apart(async || {
+        let mut cluster = cluster().await?;
+        let echo = Echo::start().await?;
+        let at = cluster.add_proxy()?;
+        cluster.proxies[at].process.start()?;
+        cluster.proxies[at].ready().await?;
+        let writer = cluster.writer("default", Duration::ZERO)?;
+        writer.put(echo.route("alice", "")?).await?;
+        cluster.agree().await?;
+
+        // The proxy still reaches it, as all others.
+        let status = cluster.proxies[0].status().await?;
+        let followed = status["replica"].as_str().context("it follows nobody")?.to_owned();
+        let mut replicas = cluster.replicas.iter();
+        let isolated = replicas.position(|replica| replica.process.name() == followed);
+        let isolated = isolated.with_context(|| followed.clone())?;
+        cluster.network()?.cut(&alone(isolated))?;
+        let others: Vec<_> = (0..3)
+            .filter(|at| *at != isolated)
+            .map(|at| cluster.replicas[at].endpoint())
+            .collect();
+        let patience = WriterOptions {
+            timeout: SOON,
+            ..WriterOptions::default()
+        };
+        let majority = RouteWriter::new(Endpoints::parse(&others)?, patience);
+        let revision = majority.put(echo.route("bob", "")?).await?.revision.0;
+        until("the proxy has what the majority has", LEFT_WITHIN, async || {
+            let status = cluster.proxies[0].status().await?;
+            ensure!(status["revision"].as_u64() >= Some(revision), "{status}");
+            Ok(())
+        })
+        .await?;
+        let address = cluster.proxies[0].address();
+        let bob = http::get(&address, "/user/bob/x").await?;
+        ensure!(bob.status == 200, "{}", bob.status);
+
+        // Nobody has a quorum.
+        let before = streams(&cluster);
+        let cuts: Vec<_> = (0..3).flat_map(alone).collect();
+        cluster.network()?.cut(&cuts)?;
+        stays("users are served", ALONE, async || {
+            for user in ["alice", "bob"] {
+                let answer = http::get(&address, &format!("/user/{user}/x")).await?;
+                ensure!(answer.status == 200, "{user}: {}", answer.status);
+            }
+            Ok(())
+        })
+        .await?;
+        // At most three looks around in that time, of two replicas each.
+        let looked = streams(&cluster) - before;
+        ensure!((1..=6).contains(&looked), "{looked} streams within {ALONE:?}");
+
+        cluster.network()?.heal()?;
+        majority.put(echo.route("carol", "")?).await?;
         cluster.finish().await
     })
 }

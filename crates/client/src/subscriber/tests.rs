@@ -1,6 +1,6 @@
 use super::*;
 use crate::activity::ActivitySource;
-use crate::testing::{Relay, ScriptedReplica, SubscribeCall, bookmark, delta, hello, snapshot, soon, table};
+use crate::testing::{Relay, ScriptedReplica, SubscribeCall, bookmark, delta, hello, orphaned, snapshot, soon, table};
 use holdfast_wire::convert::RouteActivity;
 use holdfast_wire::proto::hello::Mode;
 use holdfast_wire::proto::{GoAway, ReportActivityResponse, go_away};
@@ -265,6 +265,51 @@ async fn a_replica_that_sends_us_away_is_left() {
     running.serves(&table(1, 10));
 }
 
+#[tokio::test]
+async fn a_replica_that_has_lost_its_leader_is_left_for_one_that_has_it() {
+    let (mut a, mut b) = (ScriptedReplica::start().await, ScriptedReplica::start().await);
+    let mut running = run(&[&a, &b], Some(table(1, 10)));
+    let (mut call, at_a) = either(&mut a, &mut b).await;
+    call.send([
+        hello(Mode::Resume, CLUSTER, 1, 10),
+        orphaned(Revision(10), table(1, 10).digest()),
+    ])
+    .await;
+    let mut next = if at_a { b.subscribe().await } else { a.subscribe().await };
+    assert_eq!((next.start.has_table, next.start.revision), (true, 10));
+    while call.ack().await.is_some() {}
+    running.serves(&table(1, 10));
+    next.send([
+        hello(Mode::Resume, CLUSTER, 1, 10),
+        bookmark(Revision(10), table(1, 10).digest()),
+        delta(10, 12),
+    ])
+    .await;
+    next.acked(&table(1, 12)).await;
+    running.serves(&table(1, 12));
+    running.until(|fresh| fresh.last_contact.is_some()).await;
+}
+
+#[tokio::test]
+async fn where_no_replica_has_a_leader_the_last_one_is_stayed_with() {
+    let (mut a, mut b) = (ScriptedReplica::start().await, ScriptedReplica::start().await);
+    let running = run(&[&a, &b], Some(table(1, 10)));
+    let lost = || orphaned(Revision(10), table(1, 10).digest());
+    let (call, at_a) = either(&mut a, &mut b).await;
+    call.send([hello(Mode::Resume, CLUSTER, 1, 10), lost()]).await;
+    let mut last = if at_a { b.subscribe().await } else { a.subscribe().await };
+    last.send([hello(Mode::Resume, CLUSTER, 1, 10)]).await;
+    last.send((0..5).map(|_| lost())).await;
+    // It is there when the replica has news again.
+    last.send([delta(10, 11)]).await;
+    last.acked(&table(1, 11)).await;
+    running.serves(&table(1, 11));
+    assert!(
+        a.subscribes.is_empty() && b.subscribes.is_empty(),
+        "it came once to each"
+    );
+}
+
 /// One stream in memory, so that the clock may be paused: what `drive` returns, and when.
 async fn driven(
     subscriber: &mut Subscriber,
@@ -316,14 +361,26 @@ async fn an_age_that_nobody_knows_proves_no_contact() {
     let mut subscriber = configured(&["127.0.0.1:1"], Some(table(1, 10)));
     driven(&mut subscriber, async |frames| {
         send(&frames, hello(Mode::Resume, CLUSTER, 1, 10)).await;
-        let Frame::Bookmark(mut orphaned) = bookmark(Revision(10), table(1, 10).digest()) else {
-            return;
-        };
-        orphaned.leader_known = false;
-        send(&frames, Frame::Bookmark(orphaned)).await;
+        send(&frames, orphaned(Revision(10), table(1, 10).digest())).await;
     })
     .await;
     assert_eq!(subscriber.freshness.borrow().last_contact, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_ends_when_its_replica_has_lost_its_leader_and_what_was_vouched_for_stays_so() {
+    let mut subscriber = configured(&["127.0.0.1:1", "127.0.0.1:2"], Some(table(1, 10)));
+    let (end, _) = driven(&mut subscriber, async |frames| {
+        send(&frames, hello(Mode::Resume, CLUSTER, 1, 10)).await;
+        send(&frames, bookmark(Revision(10), table(1, 10).digest())).await;
+        tokio::time::sleep(Duration::from_millis(2_500)).await;
+        send(&frames, orphaned(Revision(10), table(1, 10).digest())).await;
+        frames.closed().await;
+    })
+    .await;
+    assert!(matches!(end, End::Leaderless), "{end}");
+    let contact = subscriber.freshness.borrow().last_contact;
+    assert_eq!(contact.unwrap().elapsed(), Duration::from_millis(2_540));
 }
 
 #[tokio::test(start_paused = true)]
