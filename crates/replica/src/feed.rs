@@ -6,6 +6,7 @@
 
 pub mod snapshot;
 pub mod tape;
+pub mod whereabouts;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -22,6 +23,10 @@ use tape::Tape;
 
 /// The most subscribers of one replica.
 pub const SUBSCRIBERS_MAX: usize = 10_000;
+/// The most proxies that an answer to a write names.
+pub const PROXIES_NAMED_MAX: usize = 100;
+/// The most proxies of one replica that the others know by name.
+const PROXIES_KNOWN_MAX: usize = 1_000;
 
 /// The subscribers of one replica, and what they share.
 #[derive(Default)]
@@ -61,12 +66,9 @@ pub struct ProxyProgress {
     pub lagging: Vec<String>,
 }
 
-impl ProxyProgress {
-    /// Adds another replica's.
-    pub fn add(&mut self, other: ProxyProgress) {
-        self.live += other.live;
-        self.synced += other.synced;
-        self.lagging.extend(other.lagging);
+impl Subscriber {
+    fn is_live_proxy(&self) -> bool {
+        self.proxy && self.serves
     }
 }
 
@@ -121,14 +123,22 @@ impl Feed {
         status
     }
 
+    /// The names of the live proxies of this replica, at most 1,000 of them.
+    pub fn proxies(&self) -> Vec<String> {
+        let subscribers = self.subscribers();
+        let live = subscribers.values().filter(|subscriber| subscriber.is_live_proxy());
+        live.take(PROXIES_KNOWN_MAX)
+            .map(|subscriber| subscriber.name.clone())
+            .collect()
+    }
+
     /// How far the live proxies of this replica are.
     pub fn progress(&self, revision: Revision) -> ProxyProgress {
-        const NAMES_MAX: usize = 100;
         let mut progress = ProxyProgress::default();
         for subscriber in self
             .subscribers()
             .values()
-            .filter(|subscriber| subscriber.proxy && subscriber.serves)
+            .filter(|subscriber| subscriber.is_live_proxy())
         {
             progress.live += 1;
             if subscriber
@@ -137,7 +147,7 @@ impl Feed {
                 .is_some_and(|(acknowledged, _)| *acknowledged >= revision)
             {
                 progress.synced += 1;
-            } else if progress.lagging.len() < NAMES_MAX {
+            } else if progress.lagging.len() < PROXIES_NAMED_MAX {
                 progress.lagging.push(subscriber.name.clone());
             }
         }
@@ -211,6 +221,9 @@ mod tests {
         let wait = feed.synced(revision, Duration::from_secs(60));
         let (progress, ()) = tokio::join!(wait, async { b.acknowledge(Revision(6), Bytes::new()) });
         assert_eq!((progress.live, progress.synced), (2, 2));
+        let mut names = feed.proxies();
+        names.sort_unstable();
+        assert_eq!(names, ["a", "b"], "and none that serves nothing yet");
         drop(b);
         assert_eq!(feed.progress(Revision(7)).lagging, ["a"]);
     }

@@ -35,7 +35,7 @@ use crate::services::forwarded::{Elsewhere, forwarded_only};
 use crate::services::guard::Guard;
 use crate::services::raft::RaftService;
 use crate::services::routes::RoutesService;
-use crate::services::{Context, admin, chp_api};
+use crate::services::{Context, admin, chp_api, proxies};
 use crate::storage::identity::Identity;
 use crate::storage::log::LogStore;
 use crate::storage::state_machine::{Published, StateMachine};
@@ -478,6 +478,7 @@ pub(crate) async fn attend(config: &ReplicaConfig, context: &Arc<Context>, conse
         never = serve(context, consensus) => match never {},
         never = correct_address(context, consensus) => match never {},
         never = activity::share(context.clone(), consensus.clone()) => match never {},
+        never = proxies::keep_in_mind(context.clone(), consensus.clone()) => match never {},
     }
 }
 

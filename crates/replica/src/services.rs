@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod forwarded;
 pub mod guard;
 pub mod members;
+pub mod proxies;
 pub mod raft;
 pub mod routes;
 pub mod subscribe;
@@ -28,6 +29,7 @@ use crate::activity::Activity;
 use crate::consensus::Consensus;
 use crate::consensus::bootstrap::Introduction;
 use crate::feed::Feed;
+use crate::feed::whereabouts::Whereabouts;
 use crate::metrics::Metrics;
 use crate::storage::Store;
 use admission::Admission;
@@ -50,6 +52,8 @@ pub struct Context {
     pub consensus: watch::Sender<Option<Consensus>>,
     /// Its subscribers.
     pub feed: Arc<Feed>,
+    /// Which replica each proxy follows.
+    pub whereabouts: Whereabouts,
     /// When its routes were last active.
     pub activity: Activity,
     /// What it counts.
@@ -78,6 +82,7 @@ impl Context {
             allowed,
             consensus: watch::Sender::new(None),
             feed: Arc::default(),
+            whereabouts: Whereabouts::default(),
             activity: Activity::default(),
             metrics: Arc::default(),
             admission: Admission::default(),

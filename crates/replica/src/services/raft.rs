@@ -15,7 +15,7 @@ use openraft::raft::{
 use openraft::storage::Snapshot;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::{Context, protocol_error};
+use super::{Context, protocol_error, proxies};
 use crate::activity;
 use crate::consensus::types::{
     SnapshotMeta, TypeConfig, ballot_in, ballot_out, entry_in, log_id_in, log_id_out, stored_membership_in,
@@ -281,12 +281,10 @@ impl Raft for RaftService {
         let request = request.into_inner();
         self.admit(request.peer.as_ref())?;
         let wait = Duration::from_millis(request.wait_ms.into()).min(Duration::from_secs(10));
-        let progress = self.0.feed.synced(Revision(request.revision), wait).await;
-        Ok(Response::new(proto::AwaitProxiesResponse {
-            live: progress.live,
-            synced: progress.synced,
-            lagging: progress.lagging,
-        }))
+        let answer = proxies::here(&self.0, Revision(request.revision), wait).await;
+        answer
+            .map(Response::new)
+            .ok_or_else(|| Reason::NotReady.status("this replica stops; its proxies are on their way to another one"))
     }
 
     async fn compare(

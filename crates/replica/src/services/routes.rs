@@ -22,9 +22,9 @@ use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use super::{Context, hint, hinted, patience};
+use super::{Context, hint, hinted, patience, proxies};
 use crate::activity;
-use crate::consensus::network::{MESSAGE_BYTES_MAX, raft_client};
+use crate::consensus::network::MESSAGE_BYTES_MAX;
 use crate::consensus::{Consensus, ProposeError};
 use crate::feed::ProxyProgress;
 use crate::storage::snapshot::route_out;
@@ -322,7 +322,7 @@ impl RoutesService {
         let wait = Duration::from_millis(wait_for_proxies_ms.into()).min(WAIT_FOR_PROXIES_MAX);
         let progress = match wait.is_zero() {
             true => ProxyProgress::default(),
-            false => self.all_proxies(consensus, written.revision, wait).await,
+            false => proxies::synced(&self.0, consensus, written.revision, wait).await,
         };
         let Epoch(epoch) = consensus.published().load().state.table.epoch();
         proto::WriteResponse {
@@ -334,50 +334,6 @@ impl RoutesService {
             proxies_synced: progress.synced,
             proxies_lagging: progress.lagging,
         }
-    }
-
-    async fn all_proxies(&self, consensus: &Consensus, revision: Revision, wait: Duration) -> ProxyProgress {
-        let me = consensus.identity().node_id;
-        let others = consensus
-            .members()
-            .into_iter()
-            .filter(|(id, ..)| *id != me)
-            .map(|(id, node, _)| {
-                let request = proto::AwaitProxiesRequest {
-                    peer: Some(consensus.peer(id, &node)),
-                    revision: revision.0,
-                    wait_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
-                };
-                async move {
-                    let mut client = raft_client(consensus.channel(&node.peer_address)?);
-                    // A little longer than the other side waits: only a replica that hangs does not answer by then.
-                    match tokio::time::timeout(wait + Duration::from_millis(200), client.await_proxies(request)).await {
-                        Ok(Ok(answer)) => {
-                            let answer = answer.into_inner();
-                            Some(ProxyProgress {
-                                live: answer.live,
-                                synced: answer.synced,
-                                lagging: answer.lagging,
-                            })
-                        }
-                        // It is down: its proxies are on their way to another replica.
-                        Ok(Err(_)) => None,
-                        Err(_) => {
-                            let name = format!("the proxies of replica {}, which does not answer", node.name);
-                            Some(ProxyProgress {
-                                lagging: vec![name],
-                                ..ProxyProgress::default()
-                            })
-                        }
-                    }
-                }
-            });
-        let (mut progress, others) = tokio::join!(
-            self.0.feed.synced(revision, wait),
-            futures_util::future::join_all(others)
-        );
-        others.into_iter().flatten().for_each(|other| progress.add(other));
-        progress
     }
 }
 
