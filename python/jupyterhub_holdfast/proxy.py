@@ -631,13 +631,15 @@ class HoldfastProxy(Proxy):
             )
 
     def _report_lagging(self, what: str, written: routes_pb2.WriteResponse) -> None:
-        if written.proxies_synced < written.proxies_live:
+        # Who is named lags, also if it was not counted.
+        lagging = max(written.proxies_live - written.proxies_synced, len(written.proxies_lagging))
+        if lagging:
             self.log.warning(
                 "%s at revision %i; %i of %i proxies do not serve that yet: %s",
                 what,
                 written.revision,
-                written.proxies_live - written.proxies_synced,
-                written.proxies_live,
+                lagging,
+                written.proxies_synced + lagging,
                 ", ".join(written.proxies_lagging),
             )
 

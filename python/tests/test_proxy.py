@@ -16,11 +16,13 @@ from hub_stand_in import Hub
 from jupyterhub.utils import url_escape_path
 from ports import free_port, free_ports
 from prometheus_client import REGISTRY
+from scripted_replica import ScriptedReplica
 from traitlets import TraitError
 from traitlets.config import Config
 from waiting import eventually
 
 from jupyterhub_holdfast import HoldfastProxy, Rejected, RouteClient, Unavailable
+from jupyterhub_holdfast._proto import routes_pb2
 from jupyterhub_holdfast.changes import Delete
 
 TARGET = "http://127.0.0.1:18888"
@@ -638,6 +640,17 @@ async def test_a_proxy_that_hangs_delays_a_write_by_the_wait_and_is_named(make_p
     assert "do not serve" not in caplog.text
     for spec in ("/a/", "/b/", "/c/"):
         assert (await asyncio.to_thread(fetch, f"{cluster.public_urls[1]}{spec}")).status == 503
+
+
+async def test_proxies_that_are_named_are_reported_also_if_they_are_not_counted(caplog):
+    answer = routes_pb2.WriteResponse(revision=7, changed=True, proxies_live=1, proxies_synced=1)
+    answer.proxies_lagging.append("the proxies of replica r2")
+    async with ScriptedReplica(judge=lambda request: answer if hasattr(request, "changes") else None) as replica:
+        hub, config = Hub(), Config(HoldfastProxy={"endpoints": [replica.address], "should_start": False})
+        proxy = HoldfastProxy(config=config, app=hub, hub=hub)
+        await proxy.add_route("/a/", TARGET, {})
+        await proxy.client.close()
+    assert "revision 7; 1 of 2 proxies do not serve that yet: the proxies of replica r2" in caplog.text
 
 
 async def test_a_hub_may_stop_holdfast_in_another_loop_than_it_started_it_in(tmp_path):
