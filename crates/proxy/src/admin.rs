@@ -71,14 +71,16 @@ struct Status<'a> {
     active_websockets: i64,
 }
 
-pub(crate) fn router(facts: Facts) -> Router {
-    Router::new()
+pub(crate) fn router(facts: Facts, drain_on_request: bool) -> Router {
+    let mut router = Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
-        .route("/status", get(status))
-        .route("/drain", post(drain))
-        .with_state(facts)
+        .route("/status", get(status));
+    if drain_on_request {
+        router = router.route("/drain", post(drain));
+    }
+    router.with_state(facts)
 }
 
 /// For those who scrape and may see nothing else.

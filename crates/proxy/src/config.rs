@@ -40,6 +40,8 @@ pub struct ProxyConfig {
     pub redirect: Option<Redirect>,
     /// Where `/livez`, `/readyz`, `/metrics`, `/status` and `POST /drain` are served; `None`: nowhere.
     pub listen_admin: Option<SocketAddr>,
+    /// Whether `POST /drain` is among them, by which whoever gets there takes the proxy out of service.
+    pub drain_on_request: bool,
     /// Where `/metrics` is served and nothing else; `None`: nowhere but at `listen_admin`.
     pub listen_metrics: Option<Address>,
     /// Where the table's copy is kept; made if it is missing; one proxy's alone.
@@ -125,6 +127,7 @@ impl ProxyConfig {
             tls: None,
             redirect: None,
             listen_admin: None,
+            drain_on_request: true,
             listen_metrics: None,
             data_dir,
             max_stale: None,

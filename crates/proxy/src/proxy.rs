@@ -360,7 +360,7 @@ impl Proxy {
             more_metrics,
         };
         let operators = [
-            (admin, admin::router(facts.clone())),
+            (admin, admin::router(facts.clone(), config.drain_on_request)),
             (scraped, admin::metrics_alone(facts)),
         ];
         for (listener, router) in operators {

@@ -70,7 +70,7 @@ pub struct ProxyArgs {
     #[arg(long, env = "HOLDFAST_PID_FILE", value_name = "FILE")]
     pid_file: Option<String>,
 
-    /// Ends in good order when standard input ends. `holdfast up` holds the other end of it.
+    /// Ends in good order when standard input ends, and takes no `POST /drain`. `holdfast up` holds the other end of it.
     #[arg(long, hide = true)]
     exit_with_parent: bool,
 
@@ -152,6 +152,8 @@ fn read(args: &ProxyArgs, settings: &mut Settings) -> Result<(ProxyConfig, Commo
             listen: doors?.listen,
             data_dir: data_dir?,
             listen_admin: listen_admin?,
+            // Other accounts of the parent's machine get there, too.
+            drain_on_request: !args.exit_with_parent,
             max_stale: max_stale?,
             drain_delay: drain_delay?,
             drain_timeout: drain_timeout?,
@@ -198,7 +200,8 @@ mod tests {
         let config = told(&[]).unwrap();
         assert!(matches!(config.listen[..], [Address::Tcp(address)] if address.port() == 8000));
         assert!(config.tls.is_none() && config.redirect.is_none() && config.default_target.is_none());
-        assert!(config.max_stale.is_none());
+        assert!(config.max_stale.is_none() && config.drain_on_request);
+        assert!(!told(&["--exit-with-parent"]).unwrap().drain_on_request);
         assert!(config.allow_targets.is_empty() && config.client_timeout.is_none() && config.target_timeout.is_none());
         let policy = config.policy;
         assert!(policy.x_forward && policy.prepend_path && policy.include_prefix);

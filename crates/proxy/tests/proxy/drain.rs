@@ -139,6 +139,14 @@ async fn websockets_live_to_the_grace_limit_and_are_told_one_after_the_other() {
 }
 
 #[tokio::test]
+async fn who_takes_no_such_request_is_not_drained_by_one() {
+    let setup = Setup::with(&[], |config| config.drain_on_request = false).await;
+    let request = "POST /drain HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n";
+    assert_eq!(ask(setup.proxy.admin, request).await.status(), 404);
+    assert_eq!(get(setup.proxy.admin, "/readyz").await.status(), 200);
+}
+
+#[tokio::test]
 async fn who_is_asked_to_drain_is_unready_and_serves_on() {
     let (target, mut connections) = Target::manual().await;
     let hub = Target::mirror("hub").await;

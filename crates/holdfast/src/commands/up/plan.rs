@@ -180,6 +180,8 @@ impl Plan {
             listen: vec![self.door(index)],
             redirect: self.redirect(index),
             listen_admin: Some(self.admin_address(index)),
+            // Other accounts of this machine get there, too.
+            drain_on_request: false,
             data_dir: self.data_dir.join(format!("p{index}")),
             drain_delay: self.drain_delay,
             drain_timeout: self.drain_timeout,
