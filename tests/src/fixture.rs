@@ -8,7 +8,7 @@ pub mod seed;
 pub mod wait;
 
 pub use cluster::{Cluster, Proxy, Replica};
-pub use ports::free_port;
+pub use ports::{free_port, free_ports};
 pub use process::{Finished, Process, holdfast, run};
 pub use seed::seed;
 pub use wait::{stays, until};

@@ -1,8 +1,9 @@
-//! TLS and tokens of the client listener: who is let in, who is not, and what they are told.
+//! TLS and tokens of the client listener, that of `holdfast up` too: who is let in, who is not, and what they are told.
 
 mod certificates;
 mod every_method;
 mod tokens;
+mod up;
 mod whole;
 
 use std::fs;

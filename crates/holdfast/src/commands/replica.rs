@@ -71,6 +71,7 @@ pub struct ReplicaArgs {
     allow_targets: Option<String>,
 
     /// Where the other replicas are answered: gRPC (Raft). Without TLS and without authentication: nobody else may reach it.
+    /// Empty: nowhere, if there are no others.
     #[arg(
         long,
         env = "HOLDFAST_LISTEN_PEER",
@@ -240,7 +241,10 @@ fn read(args: &ReplicaArgs, settings: &mut Settings) -> Result<(ReplicaConfig, C
     }
 
     let listen_client = settings.read("listen-client", &args.listen_client, parse::listen_address);
-    let listen_peer = settings.read("listen-peer", &args.listen_peer, parse::listen_address);
+    let listen_peer = match args.listen_peer.as_str() {
+        "" => Some(None),
+        address => settings.read("listen-peer", address, parse::listen_address).map(Some),
+    };
     let listen_admin = match args.listen_admin.as_str() {
         "" => Some(None),
         address => settings.read("listen-admin", address, parse::listen_address).map(Some),
@@ -271,14 +275,14 @@ fn read(args: &ReplicaArgs, settings: &mut Settings) -> Result<(ReplicaConfig, C
         (
             "listen-peer",
             &args.listen_peer,
-            listen_peer,
+            listen_peer.flatten(),
             vec![("listen-client", listen_client)],
         ),
         (
             "listen-admin",
             &args.listen_admin,
             listen_admin.flatten(),
-            vec![("listen-client", listen_client), ("listen-peer", listen_peer)],
+            vec![("listen-client", listen_client), ("listen-peer", listen_peer.flatten())],
         ),
         (
             "listen-chp-api",
@@ -286,7 +290,7 @@ fn read(args: &ReplicaArgs, settings: &mut Settings) -> Result<(ReplicaConfig, C
             listen_chp_api.flatten(),
             vec![
                 ("listen-client", listen_client),
-                ("listen-peer", listen_peer),
+                ("listen-peer", listen_peer.flatten()),
                 ("listen-admin", listen_admin.flatten()),
             ],
         ),
@@ -359,7 +363,7 @@ fn read(args: &ReplicaArgs, settings: &mut Settings) -> Result<(ReplicaConfig, C
                 tokens: api_tokens?.unwrap_or_default(),
             },
             allow_targets: allow_targets?.unwrap_or_default(),
-            listen_peer: Some(listen_peer?),
+            listen_peer: listen_peer?,
             listen_admin: listen_admin?,
             chp_api,
             advertise_client: advertise_client?,

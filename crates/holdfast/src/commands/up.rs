@@ -3,6 +3,7 @@
 mod claim;
 mod plan;
 mod readiness;
+mod token;
 
 use std::ffi::OsString;
 use std::net::Ipv6Addr;
@@ -11,7 +12,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use holdfast_client::{Credentials, Endpoints};
 use holdfast_proxy::{Address, ConfigError, ProxyConfig};
+use holdfast_tls::Tokens;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -32,19 +35,26 @@ const PROXIES_MAX: u16 = 64;
 /// Runs a whole Holdfast on this machine, for one hub or to try it.
 ///
 /// One replica and one proxy run within this process; more of them run as processes of their own, each started again
-/// when it dies. Replica i listens on 127.0.0.1, on the ports --base-port + 10 i (API), + 1 (peers) and + 2 (probes);
-/// proxy j serves users on --port + j (and redirects those without TLS on --redirect-port + j) and probes on 127.0.0.1,
+/// when it dies. Replica i listens on 127.0.0.1, on the ports --base-port + 10 i (API), + 1 (peers, if any) and + 2
+/// (probes); proxy j serves users on --port + j (and redirects those without TLS on --redirect-port + j) and probes on 127.0.0.1,
 /// --proxy-admin-base + j.
 ///
-/// Prints one line, `holdfast is up: URL,... api=HOST:PORT,...`, once all of it answers. SIGTERM or Ctrl-C stops
-/// everything in good order, a second one at once; if this process is killed, the others end by themselves. The routes
-/// stay in --data-dir.
+/// Prints a line, `holdfast is up: URL,... api=HOST:PORT,...`, once all of it answers, and after it what a shell has to be
+/// told before other commands can ask it: `export HOLDFAST_ENDPOINTS=... HOLDFAST_ENDPOINTS_TOKEN_FILE=...`. SIGTERM or
+/// Ctrl-C stops everything in good order, a second one at once; if this process is killed, the others end by themselves.
+/// The routes stay in --data-dir.
 #[derive(Debug, Args)]
 pub struct UpArgs {
     /// Where everything is kept: r0, r1, ... of the replicas, p0, p1, ... of the proxies, and up.json, which says while
     /// this runs what listens where. It is made if it is missing.
     #[arg(long, env = "HOLDFAST_DATA_DIR", value_name = "DIR")]
     data_dir: Option<String>,
+
+    /// A file with the tokens that open the API, one a line: every call must show one of them, for other accounts of this
+    /// machine reach it, too. Read again when it changes, within 10 s. The proxies show the first one.
+    /// [default: api-token in --data-dir, made with a new token if it is missing]
+    #[arg(long, env = "HOLDFAST_API_TOKEN_FILE", value_name = "FILE")]
+    api_token_file: Option<String>,
 
     /// How many replicas: 1, or 3 so that it goes on when one process dies. For good: the data directory keeps it.
     #[arg(long, env = "HOLDFAST_REPLICAS", value_name = "1|3", default_value = "1")]
@@ -107,6 +117,7 @@ pub fn run(args: UpArgs, mut settings: Settings) -> anyhow::Result<ExitCode> {
     limits::raise_open_files();
     let claim = Claim::take(&plan)?;
     plan.check_ports()?;
+    token::make(&plan.api_token_file)?;
     block_on(async {
         let mut tasks = JoinSet::new();
         let stop = Stop::on_signals(&mut tasks)?;
@@ -128,6 +139,13 @@ fn read(args: &UpArgs, settings: &mut Settings) -> Result<(Plan, Common), Mistak
         "give a directory, like holdfast-data",
         parse::directory,
     );
+    let api_token_file = match args.api_token_file.as_deref() {
+        Some(file) => settings.read("api-token-file", file, token::parse),
+        None => data_dir.as_deref().and_then(|data_dir| {
+            let file = token::of(data_dir);
+            file.map_err(|problem| settings.refuse_as(problem)).ok()
+        }),
+    };
     let replicas = settings.read("replicas", &args.replicas, |text| match text {
         "1" => Ok(1),
         "3" => Ok(3),
@@ -159,6 +177,7 @@ fn read(args: &UpArgs, settings: &mut Settings) -> Result<(Plan, Common), Mistak
     let plan = (|| {
         Some(Plan {
             data_dir: data_dir?,
+            api_token_file: api_token_file?,
             replicas: replicas?,
             proxies: proxies?,
             ip: ip?,
@@ -179,7 +198,10 @@ fn read(args: &UpArgs, settings: &mut Settings) -> Result<(Plan, Common), Mistak
         settings.refuse(flag, &value.to_string(), &problem);
     }
     if !settings.has_mistakes() {
-        let proxies = plan.as_ref().and_then(|plan| plan.proxy_configs().ok());
+        let proxies = plan.as_ref().and_then(|plan| {
+            let endpoints = Endpoints::parse(&plan.endpoints()).ok()?;
+            Some(plan.proxy_configs(&endpoints))
+        });
         if let Some(Err(ConfigError(mistakes))) = proxies.iter().flatten().next().map(ProxyConfig::validate) {
             mistakes
                 .iter()
@@ -189,11 +211,22 @@ fn read(args: &UpArgs, settings: &mut Settings) -> Result<(Plan, Common), Mistak
     settings.finish(plan.zip(common))
 }
 
+/// The replicas, called with the token that opens their API.
+fn reachable(plan: &Plan) -> anyhow::Result<Endpoints> {
+    let credentials = Credentials {
+        tls: None,
+        token_file: Some(plan.api_token_file.clone()),
+    };
+    Ok(Endpoints::parse(&plan.endpoints())?.with(credentials)?)
+}
+
 /// One replica and one proxy as tasks of this process.
 async fn embedded(plan: &Plan, claim: &Claim, stop: &CancellationToken) -> anyhow::Result<()> {
     claim.note(&States::new())?;
+    let api_tokens = Tokens::read(plan.api_token_file.clone())?;
+    let endpoints = reachable(plan)?;
     let mut roles = Together::until(stop);
-    for config in plan.replica_configs() {
+    for config in plan.replica_configs(&api_tokens) {
         let name = config.name.clone();
         let replica = config
             .build()
@@ -202,7 +235,7 @@ async fn embedded(plan: &Plan, claim: &Claim, stop: &CancellationToken) -> anyho
         let stop = stop.clone();
         roles.start(async move { replica.run(stop).await.with_context(|| format!("replica {name} ended")) });
     }
-    for config in plan.proxy_configs()? {
+    for config in plan.proxy_configs(&endpoints) {
         let name = config.name.clone();
         let proxy = config
             .build()
@@ -212,7 +245,7 @@ async fn embedded(plan: &Plan, claim: &Claim, stop: &CancellationToken) -> anyho
         roles.start(async move { proxy.run(stop).await.with_context(|| format!("proxy {name} ended")) });
     }
     let saying_so = async {
-        if let Some(ready) = stop.run_until_cancelled(readiness::wait(plan, None)).await {
+        if let Some(ready) = stop.run_until_cancelled(readiness::wait(plan, endpoints, None)).await {
             ready?;
             announce(plan);
             stop.cancelled().await;
@@ -225,10 +258,11 @@ async fn embedded(plan: &Plan, claim: &Claim, stop: &CancellationToken) -> anyho
 /// Every replica and proxy as a process of its own.
 async fn supervised(plan: &Plan, claim: &Claim, stop: &Stop) -> anyhow::Result<()> {
     let program = std::env::current_exe().context("the path of this program cannot be found")?;
+    let endpoints = reachable(plan)?;
     let supervisor = Supervisor::start(plan.children(&program), &stop.gracefully, &stop.now);
     let mut states = supervisor.states();
     let mut ended = std::pin::pin!(supervisor.ended());
-    let mut coming_up = std::pin::pin!(readiness::wait(plan, Some(states.clone())));
+    let mut coming_up = std::pin::pin!(readiness::wait(plan, endpoints, Some(states.clone())));
     let mut is_up = false;
     let mut result = Ok(());
     loop {
@@ -262,11 +296,11 @@ async fn supervised(plan: &Plan, claim: &Claim, stop: &Stop) -> anyhow::Result<(
     result
 }
 
-/// Says that we are up. If nobody listens we are up all the same.
+/// Says that we are up, and how others ask us. If nobody listens we are up all the same.
 fn announce(plan: &Plan) {
     let line = plan.is_up();
     tracing::info!("{line}");
-    if let Err(error) = output::line(&line) {
+    if let Err(error) = output::line(&format!("{line}\n{}", plan.environment())) {
         tracing::warn!("standard output is closed: {error}");
     }
 }
@@ -281,7 +315,11 @@ mod tests {
     use crate::config;
 
     fn told(flags: &[&str]) -> Result<Plan, String> {
-        let required = ["holdfast", "up", "--data-dir", "/tmp"];
+        told_in("/nonexistent", flags)
+    }
+
+    fn told_in(data_dir: &str, flags: &[&str]) -> Result<Plan, String> {
+        let required = ["holdfast", "up", "--data-dir", data_dir];
         let line: Vec<OsString> = required.iter().chain(flags).map(OsString::from).collect();
         let up = UpArgs::augment_args(Command::new("up"));
         let (matches, mut settings) = config::load(Command::new("holdfast").subcommand(up), &line).unwrap();
@@ -301,7 +339,8 @@ mod tests {
             "--timeout=5s",
         ])
         .unwrap();
-        let config = &plan.proxy_configs().unwrap()[1];
+        let endpoints = Endpoints::parse(&plan.endpoints()).unwrap();
+        let config = &plan.proxy_configs(&endpoints)[1];
         assert!(config.default_target.is_some() && !config.policy.x_forward && config.client_timeout.is_some());
         let arguments = plan.children(Path::new("/bin/holdfast")).pop().unwrap().arguments;
         for flag in [
@@ -337,5 +376,27 @@ mod tests {
         }
         let long = told(&["--keep-alive-timeout=48h"]).unwrap_err();
         assert!(long.contains("header_read_timeout"), "{long}");
+    }
+
+    #[test]
+    fn the_api_always_has_a_token_and_one_that_is_none_is_a_mistake_among_others() {
+        assert_eq!(told(&[]).unwrap().api_token_file, Path::new("/nonexistent/api-token"));
+        let folder = tempfile::tempdir().unwrap();
+        let (data_dir, given) = (folder.path().to_str().unwrap(), folder.path().join("given"));
+        let flag = format!("--api-token-file={}", given.display());
+        let said = told_in(data_dir, &[&flag, "--replicas=2"]).unwrap_err();
+        for part in ["2 mistakes", "--api-token-file", "cannot be read", "--replicas \"2\""] {
+            assert!(said.contains(part), "{part} is missing in: {said}");
+        }
+        std::fs::write(&given, "one\n").unwrap();
+        assert_eq!(told_in(data_dir, &[&flag]).unwrap().api_token_file, given);
+
+        std::fs::write(folder.path().join("api-token"), "").unwrap();
+        let said = told_in(data_dir, &["--replicas=2"]).unwrap_err();
+        for part in ["2 mistakes", "api-token: has no token in it", "--replicas \"2\""] {
+            assert!(said.contains(part), "{part} is missing in: {said}");
+        }
+        // Another one is told instead.
+        assert!(told_in(data_dir, &[&flag]).is_ok());
     }
 }

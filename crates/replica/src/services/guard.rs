@@ -11,8 +11,9 @@ use tonic::{Request, Status};
 use crate::metrics::Metrics;
 
 const MISSING: &str = "this replica wants a token: give it with --endpoints-token-file \
-                       (HOLDFAST_ENDPOINTS_TOKEN_FILE), in JupyterHub with HoldfastProxy.auth_token_file, by other means \
-                       as the metadata `authorization: Bearer TOKEN`";
+                       (HOLDFAST_ENDPOINTS_TOKEN_FILE; that of `holdfast up` is api-token in its data directory), in \
+                       JupyterHub with HoldfastProxy.auth_token_file, by other means as the metadata `authorization: \
+                       Bearer TOKEN`";
 const WRONG: &str = "the token is none of this replica's: compare the first line of --endpoints-token-file, in JupyterHub \
                      HoldfastProxy.auth_token_file or auth_token, with the lines of the replica's --api-token-file";
 

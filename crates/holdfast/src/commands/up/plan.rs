@@ -11,6 +11,7 @@ use holdfast_client::Endpoints;
 use holdfast_proxy::{Address, ProxyConfig, Redirect};
 use holdfast_replica::{ApiAccess, ClusterConfig, PeerAddress, ReplicaConfig};
 use holdfast_table::HoldPolicy;
+use holdfast_tls::Tokens;
 
 use crate::supervise::ChildSpec;
 
@@ -23,6 +24,8 @@ const GRACE: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub data_dir: PathBuf,
+    /// Each line opens the API; the proxies show the first one.
+    pub api_token_file: PathBuf,
     pub replicas: u16,
     pub proxies: u16,
     pub ip: IpAddr,
@@ -149,7 +152,16 @@ impl Plan {
         )
     }
 
-    pub(super) fn replica_configs(&self) -> Vec<ReplicaConfig> {
+    /// What other commands have to be told to ask this cluster, for a shell.
+    pub(super) fn environment(&self) -> String {
+        format!(
+            "export HOLDFAST_ENDPOINTS={} HOLDFAST_ENDPOINTS_TOKEN_FILE={}",
+            self.endpoints().join(","),
+            quoted(&self.api_token_file.to_string_lossy())
+        )
+    }
+
+    pub(super) fn replica_configs(&self, api_tokens: &Tokens) -> Vec<ReplicaConfig> {
         let config = |index| ReplicaConfig {
             cluster: ClusterConfig {
                 peers: self.peers(),
@@ -161,10 +173,13 @@ impl Plan {
             name: format!("r{index}"),
             data_dir: self.data_dir.join(format!("r{index}")),
             listen_client: self.replica_address(index, 0).into(),
-            // On loopback alone.
-            api: ApiAccess::default(),
+            // On loopback alone, where other accounts of this machine are, too.
+            api: ApiAccess {
+                tls: None,
+                tokens: api_tokens.clone(),
+            },
             allow_targets: self.serving.allow_targets.clone(),
-            listen_peer: Some(self.replica_address(index, 1)),
+            listen_peer: self.peers_door(index),
             listen_admin: Some(self.replica_address(index, 2)),
             chp_api: None,
             advertise_client: None,
@@ -172,8 +187,7 @@ impl Plan {
         (0..self.replicas).map(config).collect()
     }
 
-    pub(super) fn proxy_configs(&self) -> anyhow::Result<Vec<ProxyConfig>> {
-        let endpoints = Endpoints::parse(&self.endpoints())?;
+    pub(super) fn proxy_configs(&self, endpoints: &Endpoints) -> Vec<ProxyConfig> {
         let config = |index| ProxyConfig {
             name: format!("p{index}"),
             endpoints: endpoints.clone(),
@@ -187,7 +201,7 @@ impl Plan {
             drain_timeout: self.drain_timeout,
             ..self.serving.clone()
         };
-        Ok((0..self.proxies).map(config).collect())
+        (0..self.proxies).map(config).collect()
     }
 
     /// The same replicas and proxies as processes. All that they are told is on their command lines.
@@ -219,10 +233,12 @@ impl Plan {
             .map(|peer| format!("{}={}", peer.name, peer.address))
             .collect();
         let replicas = (0..self.replicas).map(|index| {
+            let peers_door = self.peers_door(index).map(|address| address.to_string());
             let own = vec![
                 ("--peers", peers.join(",").into()),
                 ("--listen-client", self.replica_address(index, 0).to_string().into()),
-                ("--listen-peer", self.replica_address(index, 1).to_string().into()),
+                ("--api-token-file", self.api_token_file.clone().into()),
+                ("--listen-peer", peers_door.unwrap_or_default().into()),
                 ("--listen-admin", self.replica_address(index, 2).to_string().into()),
                 ("--hold-deletes-for", milliseconds(self.hold_for())),
             ];
@@ -236,6 +252,7 @@ impl Plan {
         let proxies = (0..self.proxies).map(|index| {
             let own = vec![
                 ("--endpoints", self.endpoints().join(",").into()),
+                ("--endpoints-token-file", self.api_token_file.clone().into()),
                 ("--listen-admin", self.admin_address(index).to_string().into()),
                 ("--drain-delay", milliseconds(self.drain_delay)),
                 ("--drain-timeout", milliseconds(self.drain_timeout)),
@@ -291,13 +308,18 @@ impl Plan {
             });
         }
         for index in 0..self.replicas {
-            for (offset, what) in [(0, "API"), (1, "peers"), (2, "probes")] {
-                listeners.push(Listener {
+            let doors = [
+                ("API", Some(self.replica_address(index, 0))),
+                ("peers", self.peers_door(index)),
+                ("probes", Some(self.replica_address(index, 2))),
+            ];
+            for (what, address) in doors {
+                listeners.extend(address.map(|address| Listener {
                     flag: "base-port",
                     value: self.base_port,
                     what: format!("r{index}'s {what}"),
-                    address: self.replica_address(index, offset),
-                });
+                    address,
+                }));
             }
         }
         for index in 0..self.proxies {
@@ -313,6 +335,11 @@ impl Plan {
 
     fn replica_address(&self, index: u16, offset: u16) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.base_port + index * REPLICA_STEP + offset))
+    }
+
+    /// Where the other replicas come in, who are believed without a token.
+    fn peers_door(&self, index: u16) -> Option<SocketAddr> {
+        (self.replicas > 1).then(|| self.replica_address(index, 1))
     }
 
     fn admin_address(&self, index: u16) -> SocketAddr {
@@ -373,6 +400,15 @@ impl Listener {
     }
 }
 
+/// As one word of a shell's.
+fn quoted(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@%:,".contains(c);
+    match text.chars().all(is_plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
 fn milliseconds(duration: Duration) -> OsString {
     format!("{}ms", duration.as_millis()).into()
 }
@@ -383,13 +419,17 @@ mod tests {
 
     use super::*;
 
+    fn nowhere() -> Endpoints {
+        Endpoints::parse(&["127.0.0.1:1"]).unwrap()
+    }
+
     fn plan(replicas: u16, proxies: u16) -> Plan {
-        let nowhere = Endpoints::parse(&["127.0.0.1:1"]).unwrap();
         let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         Plan {
-            serving: ProxyConfig::new(String::new(), nowhere, any, PathBuf::new()),
+            serving: ProxyConfig::new(String::new(), nowhere(), any, PathBuf::new()),
             serving_flags: Vec::new(),
             data_dir: "/d".into(),
+            api_token_file: "/d/api-token".into(),
             replicas,
             proxies,
             ip: Ipv4Addr::UNSPECIFIED.into(),
@@ -418,6 +458,46 @@ mod tests {
     }
 
     #[test]
+    fn a_shell_is_told_where_the_cluster_is_and_what_opens_it() {
+        assert_eq!(
+            plan(1, 1).environment(),
+            "export HOLDFAST_ENDPOINTS=127.0.0.1:7011 HOLDFAST_ENDPOINTS_TOKEN_FILE=/d/api-token"
+        );
+        let elsewhere = Plan {
+            api_token_file: "/the hub's/$t".into(),
+            ..plan(3, 1)
+        };
+        assert_eq!(
+            elsewhere.environment(),
+            "export HOLDFAST_ENDPOINTS=127.0.0.1:7011,127.0.0.1:7021,127.0.0.1:7031 \
+             HOLDFAST_ENDPOINTS_TOKEN_FILE='/the hub'\\''s/$t'"
+        );
+    }
+
+    #[test]
+    fn one_replica_alone_has_no_door_for_peers() {
+        let tokens = Tokens::default();
+        let doors = |plan: Plan| -> Vec<_> {
+            let configs = plan.replica_configs(&tokens).into_iter();
+            configs.map(|config| config.listen_peer).collect()
+        };
+        assert_eq!(doors(plan(1, 1)), [None]);
+        assert!(doors(plan(3, 1)).iter().all(Option::is_some));
+        let arguments = &plan(1, 2).children(Path::new("/bin/holdfast"))[0].arguments;
+        let at = arguments
+            .iter()
+            .position(|argument| argument == "--listen-peer")
+            .unwrap();
+        assert_eq!(arguments[at + 1], "");
+        let taken: Vec<_> = plan(1, 2)
+            .listeners()
+            .into_iter()
+            .map(|listener| listener.address.port())
+            .collect();
+        assert_eq!(taken, [8000, 8001, 7011, 7013, 8100, 8101]);
+    }
+
+    #[test]
     fn a_socket_takes_the_place_of_the_ports() {
         let plan = Plan {
             // Never used, so they are no mistake.
@@ -428,8 +508,7 @@ mod tests {
         assert_eq!(plan.problems(), []);
         assert_eq!(plan.urls(), ["unix:/run/x", "unix:/run/x.1"]);
         let doors = plan
-            .proxy_configs()
-            .unwrap()
+            .proxy_configs(&nowhere())
             .into_iter()
             .map(|config| config.listen[0].to_string());
         assert_eq!(doors.collect::<Vec<_>>(), plan.urls());
@@ -494,7 +573,14 @@ mod tests {
             line,
             "replica --exit-with-parent --name r1 --data-dir /d/r1 --log-format text --log-level info \
              --peers r0=127.0.0.1:7012,r1=127.0.0.1:7022,r2=127.0.0.1:7032 --listen-client 127.0.0.1:7021 \
-             --listen-peer 127.0.0.1:7022 --listen-admin 127.0.0.1:7023 --hold-deletes-for 600000ms"
+             --api-token-file /d/api-token --listen-peer 127.0.0.1:7022 --listen-admin 127.0.0.1:7023 --hold-deletes-for 600000ms"
+        );
+        let proxys = children[3].arguments.join(&OsString::from(" ")).into_string().unwrap();
+        assert!(
+            proxys.contains(
+                " --endpoints 127.0.0.1:7011,127.0.0.1:7021,127.0.0.1:7031 --endpoints-token-file /d/api-token "
+            ),
+            "{proxys}"
         );
     }
 
@@ -513,7 +599,7 @@ mod tests {
         ];
         assert_eq!(secure.problems(), []);
         assert_eq!(secure.urls(), ["https://127.0.0.1:8000", "https://127.0.0.1:8001"]);
-        let redirects = secure.proxy_configs().unwrap().into_iter().map(|config| {
+        let redirects = secure.proxy_configs(&nowhere()).into_iter().map(|config| {
             assert!(config.tls.is_some());
             config.redirect.unwrap()
         });

@@ -31,8 +31,12 @@ const NO_ROUTE: &str = "//";
 ///
 /// # Errors
 /// What has to run keeps failing, or says that its settings are wrong.
-pub(super) async fn wait(plan: &Plan, states: Option<watch::Receiver<States>>) -> anyhow::Result<()> {
-    let reader = RouteReader::new(Endpoints::parse(&plan.endpoints())?, ANSWER_TIMEOUT);
+pub(super) async fn wait(
+    plan: &Plan,
+    endpoints: Endpoints,
+    states: Option<watch::Receiver<States>>,
+) -> anyhow::Result<()> {
+    let reader = RouteReader::new(endpoints, ANSWER_TIMEOUT);
     let mut next_progress = Instant::now() + PROGRESS;
     let mut serving_since = None;
     loop {
