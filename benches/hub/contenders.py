@@ -65,12 +65,14 @@ class Holdfast:
         self.log = (self.directory / "holdfast.log").open("w")
         command = [self.program, "up", "--data-dir", data_dir, "--replicas", 3, "--proxies", 2, "--ip", "127.0.0.1"]
         command += ["--port", self.public_port, "--base-port", self.ports, "--proxy-admin-base", self.ports + 32]
+        token_file = self.directory / "holdfast-token"
+        token_file.write_text("a-token-for-the-benchmark\n")
+        command += ["--api-token-file", token_file]
         self.up = subprocess.Popen([str(part) for part in command], stdout=self.log, stderr=self.log)
         self.note = data_dir / "up.json"
         endpoints = [f"127.0.0.1:{self.ports + 10 * i}" for i in range(3)]
-        self.proxy = make(
-            HoldfastProxy, self.public_port, hub_stand_in(self.hub_port), should_start=False, endpoints=endpoints
-        )
+        traits = {"should_start": False, "endpoints": endpoints, "auth_token_file": str(token_file)}
+        self.proxy = make(HoldfastProxy, self.public_port, hub_stand_in(self.hub_port), **traits)
 
         async def both_proxies_follow():
             written = await self.proxy.client.put("/", f"http://127.0.0.1:{self.hub_port}", "{}", 1.0)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import secrets
 import signal
 import subprocess
 import time
@@ -17,6 +18,8 @@ from typing import Any
 UP_FILE = "up.json"
 # Written by the hub beside it: what it started, and with which settings.
 HUB_FILE = "jupyterhub.json"
+# Where `holdfast up` by itself keeps the token that opens its API.
+TOKEN_FILE = "api-token"
 
 POLL_SECONDS = 0.05
 
@@ -44,11 +47,32 @@ class UpProcess:
         """Of the running process, or of the last one; None before `start`."""
         return self._pid
 
-    async def start(self, arguments: Sequence[str], grace: float) -> None:
+    @property
+    def token_file(self) -> str:
+        """The file that `keep_token` writes."""
+        return str(self._data_dir / TOKEN_FILE)
+
+    def keep_token(self, token: str) -> None:
+        """Puts `token` into `token_file`, for its owner alone. An empty one leaves the token that is there, or makes one up.
+
+        A process that runs reads it within 10 seconds.
+        """
+        if not token and os.path.exists(self.token_file):
+            return
+        new = f"{self.token_file}.new"
+        with open(new, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            file.write(f"{token.strip() or secrets.token_hex(32)}\n")
+            file.flush()
+            # An empty file would keep Holdfast from starting after a loss of power.
+            os.fsync(file.fileno())
+        os.replace(new, self.token_file)
+
+    async def start(self, arguments: Sequence[str], grace: float, token: str | None = None) -> None:
         """Goes on with a process that an earlier hub left running with the same `arguments`, or starts one.
 
         A left-over process with other arguments is stopped first, with `grace` seconds to end by itself; so are the
-        children of one that died without them, which would keep the directory locked.
+        children of one that died without them, which would keep the directory locked. `token`, if it is not None, is kept as
+        `keep_token` says before any of them goes on or starts.
 
         Raises `InUse` if the directory belongs to a process that no hub started, FileNotFoundError if there is no such
         command.
@@ -60,12 +84,15 @@ class UpProcess:
 
         # Our own note comes first: a process that has just been started has not written its own yet.
         pid = next((pid for pid in (ours.get("pid"), running.get("pid")) if self._belongs_here(pid)), None)
+        if pid is not None and ours.get("pid") != pid:
+            raise InUse(
+                f"{self._data_dir} is in use by `holdfast up` with pid {pid}, which no hub started. Stop it, or set "
+                "c.HoldfastProxy.should_start = False, c.HoldfastProxy.endpoints to its API addresses and "
+                "c.HoldfastProxy.auth_token_file to where its token is (it says so when it has started)"
+            )
+        if token is not None:
+            self.keep_token(token)
         if pid is not None:
-            if ours.get("pid") != pid:
-                raise InUse(
-                    f"{self._data_dir} is in use by `holdfast up` with pid {pid}, which no hub started. Stop it, or "
-                    "set c.HoldfastProxy.should_start = False and c.HoldfastProxy.endpoints to its API addresses"
-                )
             if ours.get("command") == command:
                 self._log.info("Holdfast is still running at pid %i, going on with it", pid)
                 self._child, self._pid = None, pid

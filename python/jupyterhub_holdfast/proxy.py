@@ -31,7 +31,7 @@ from .check import TableRoutes, Wanted, as_text
 from .client import RouteClient
 from .credentials import Credentials
 from .endpoints import parse_endpoint, parse_endpoints
-from .errors import HoldfastError, Rejected, Unavailable
+from .errors import HoldfastError, LockedOut, Rejected, Unavailable
 from .process import UpProcess
 from .shared_writes import SharedWrites
 
@@ -109,6 +109,9 @@ class HoldfastProxy(Proxy):
         Sent to the replicas with every call, as a bearer token: one of those in their `--api-token-file`. Default: the
         environment's CONFIGPROXY_AUTH_TOKEN.
 
+        With `should_start` it opens the replicas that the hub starts, which ask for a token always: without this one and
+        without `auth_token_file`, for one that is made and kept in the file `api-token` in `data_dir`.
+
         `PATCH /hub/api/proxy` sets it. `auth_token_file` wins over it.
         """,
     )
@@ -116,7 +119,8 @@ class HoldfastProxy(Proxy):
     auth_token_file = Unicode(
         config=True,
         help="""
-        A file whose first line is the token to send to the replicas. Read again when it changes.
+        A file whose first line is the token to send to the replicas. Read again when it changes. With `should_start` the
+        replicas that the hub starts take the tokens in it, one a line.
 
         To change tokens: add the new one to the replicas' `--api-token-file`, then put it here, then take the old one
         away from the replicas. Meanwhile calls that are refused are tried again, for `timeout`.
@@ -340,7 +344,7 @@ class HoldfastProxy(Proxy):
         self._writes = SharedWrites(self.client)
         # Only from here on: traits change before they all have their values, too.
         self.observe(lambda change: self.client.move(change.new), "endpoints")
-        self.observe(lambda change: setattr(self.client.credentials, "auth_token", change.new), "auth_token")
+        self.observe(self._take_auth_token, "auth_token")
         self._process: UpProcess | None = None
         self._watch: asyncio.Future[None] | None = None
         self._check_locks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
@@ -372,6 +376,12 @@ class HoldfastProxy(Proxy):
     @observe("api_url")
     def _api_url_changed(self, change: Any) -> None:
         self.endpoints = parse_endpoints(change.new)
+
+    def _take_auth_token(self, change: Any) -> None:
+        if self._process is not None and not self.auth_token_file:
+            self._process.keep_token(change.new)
+        else:
+            self.client.credentials.auth_token = change.new
 
     def validate_routespec(self, routespec: str) -> str:
         """The routespec with its trailing slash. Raises ValueError for a host where none may be, or none where one must."""
@@ -486,9 +496,13 @@ class HoldfastProxy(Proxy):
         arguments += ["--error-target", url_path_join(self.hub.url, "error"), *self._tls_arguments()]
         self.log.info("Starting Holdfast @ %s with its data in %s", self.public_url, os.path.abspath(self.data_dir))
         process = self._process = UpProcess(self.command, os.path.abspath(self.data_dir), self.log)
+        # Said even where it is the default: a process of a version that asked for no token is not gone on with.
+        token_file = os.path.abspath(self.auth_token_file) if self.auth_token_file else process.token_file
+        arguments += ["--api-token-file", token_file]
+        self.client.credentials.auth_token_file = token_file
         self.endpoints = [f"127.0.0.1:{self.base_port + 10 * i}" for i in range(self.replicas)]
         try:
-            await process.start(arguments, self.stop_timeout)
+            await process.start(arguments, self.stop_timeout, self._own_token())
             await self._wait_until_ready(process, doors)
         except FileNotFoundError:
             self.log.error("There is no command %r: install Holdfast or set c.HoldfastProxy.command", self.command[0])
@@ -513,6 +527,10 @@ class HoldfastProxy(Proxy):
         if self._process is not None:
             self.log.info("Stopping Holdfast[%s]", self._process.pid)
             await self._process.stop(self.stop_timeout)
+
+    def _own_token(self) -> str | None:
+        """What the process is to keep a token by; None if that is the business of whoever writes `auth_token_file`."""
+        return None if self.auth_token_file else self.auth_token
 
     def _refuse_unsupported(self) -> None:
         if urlsplit(self.public_url).scheme not in ("http", "https", "http+unix"):
@@ -570,7 +588,8 @@ class HoldfastProxy(Proxy):
         try:
             # Linearizable, so the answer proves a leader with a quorum behind it.
             await self.client.get("/", timeout=1.0)
-        except Unavailable as e:
+        except (Unavailable, LockedOut) as e:
+            # One that an earlier hub left running does not know a new token yet.
             return str(e)
         for number, url in enumerate(doors):
             problem = await _why_not(f"{url}/_chp_healthz")
@@ -601,7 +620,7 @@ class HoldfastProxy(Proxy):
             try:
                 if ended is not None:
                     self.log.error("Holdfast ended with %s, starting it again", ended)
-                    await process.start(arguments, self.stop_timeout)
+                    await process.start(arguments, self.stop_timeout, self._own_token())
                 await self._wait_until_ready(process, doors)
                 # The table is durable, its disk need not be.
                 await self.check_routes(self.app.users, self.app._service_map)

@@ -12,7 +12,9 @@ from pathlib import Path
 from ports import free_ports
 from waiting import eventually
 
-from jupyterhub_holdfast import RouteClient
+from jupyterhub_holdfast import Credentials, RouteClient
+
+TOKEN = "the-token-of-this-cluster"
 
 
 def find_holdfast():
@@ -30,12 +32,14 @@ def find_holdfast():
 class HoldfastUp:
     """One `holdfast up` with its replicas and proxies, on ports of its own.
 
-    The output goes to `<data_dir>.log`; a failed start quotes it.
+    The output goes to `<data_dir>.log`; a failed start quotes it. The token is in `<data_dir>.token`, before the start already.
     """
 
-    def __init__(self, data_dir, replicas=3, proxies=2):
+    def __init__(self, data_dir, replicas=3, proxies=2, token=TOKEN):
         self.data_dir = Path(data_dir)
         self.log_path = self.data_dir.with_suffix(".log")
+        self.token, self.token_file = token, str(self.data_dir.with_suffix(".token"))
+        Path(self.token_file).write_text(f"{token}\n")
         first = free_ports(10 * replicas + 2 * proxies)
         self.base_port = first
         self.public_port = first + 10 * replicas
@@ -51,13 +55,29 @@ class HoldfastUp:
     def public_urls(self):
         return [f"http://127.0.0.1:{self.public_port + j}" for j in range(self.proxies)]
 
+    @property
+    def settings(self):
+        """Of a hub that writes its routes here."""
+        traits = {"should_start": False, "endpoints": self.endpoints, "auth_token_file": self.token_file}
+        return [f"c.HoldfastProxy.{name} = {value!r}" for name, value in traits.items()]
+
+    def client(self, endpoints=None, **options):
+        return RouteClient(
+            endpoints or self.endpoints, credentials=Credentials(auth_token_file=self.token_file), **options
+        )
+
+    @property
+    def flags(self):
+        """Of a command that asks this cluster."""
+        return ["--endpoints", ",".join(self.endpoints), "--endpoints-token-file", self.token_file]
+
     def child_pid(self, name):
         """Of a replica (`r0`) or proxy (`p0`), as of now: a restarted one has another. None while it does not run."""
         return json.loads((self.data_dir / "up.json").read_text())["children"].get(name)
 
     def ask(self, *arguments, exit_code=0):
         """What a command of the binary says about this cluster."""
-        command = [find_holdfast(), *arguments, "--endpoints", ",".join(self.endpoints)]
+        command = [find_holdfast(), *arguments, *self.flags]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == exit_code, f"{arguments}: {done}"
         return done.stdout
@@ -68,7 +88,7 @@ class HoldfastUp:
 
     async def leader(self):
         """The leader's name. The first answer of some replica that knows one decides."""
-        client = RouteClient(self.endpoints)
+        client = self.client()
 
         async def leader():
             status = await client.status()
@@ -81,7 +101,7 @@ class HoldfastUp:
     async def all_ready(self):
         """Returns when every replica says that it has caught up."""
         for endpoint in self.endpoints:
-            client = RouteClient([endpoint])
+            client = self.client([endpoint])
 
             async def ready(client=client):
                 return (await client.status()).ready
@@ -93,6 +113,7 @@ class HoldfastUp:
         command = [find_holdfast(), "up", "--data-dir", self.data_dir, "--ip", "127.0.0.1", "--port", self.public_port]
         command += ["--replicas", self.replicas, "--proxies", self.proxies]
         command += ["--base-port", self.base_port, "--proxy-admin-base", self.admin_port]
+        command += ["--api-token-file", self.token_file]
         with self.log_path.open("w") as log:
             self.process = subprocess.Popen(
                 [str(part) for part in command], stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True

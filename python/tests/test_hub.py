@@ -25,7 +25,7 @@ from ports import free_ports
 from processes import is_alive
 from users import answered_by_hub, owner, type_in_terminal
 
-from jupyterhub_holdfast import HoldfastProxy
+from jupyterhub_holdfast import Credentials, HoldfastProxy, LockedOut, RouteClient
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -39,8 +39,7 @@ def up(tmp_path_factory):
 @pytest.fixture(scope="class")
 def hub(up, tmp_path_factory):
     settings = [
-        "c.HoldfastProxy.should_start = False",
-        f"c.HoldfastProxy.endpoints = {up.endpoints!r}",
+        *up.settings,
         # So that a restart of the hub is a restart of the hub alone.
         "c.JupyterHub.cleanup_servers = False",
     ]
@@ -228,8 +227,7 @@ class TestManyServers:
     @pytest.fixture
     def hub(self, up, target, tmp_path):
         settings = [
-            "c.HoldfastProxy.should_start = False",
-            f"c.HoldfastProxy.endpoints = {up.endpoints!r}",
+            *up.settings,
             "c.HoldfastProxy.extra_routes = {'/extra': 'http://127.0.0.1:1'}",
             "c.JupyterHub.cleanup_servers = False",
             "c.JupyterHub.log_level = 'INFO'",
@@ -310,11 +308,7 @@ class TestWithoutACluster:
 
     @pytest.fixture
     def hub(self, up, tmp_path):
-        settings = [
-            "c.HoldfastProxy.should_start = False",
-            f"c.HoldfastProxy.endpoints = {up.endpoints!r}",
-        ]
-        with Hub(tmp_path / "hub", up.public_port, settings) as hub:
+        with Hub(tmp_path / "hub", up.public_port, up.settings) as hub:
             yield hub
 
     def test_a_hub_may_be_started_before_its_cluster(self, up, hub):
@@ -527,6 +521,79 @@ class TestStartedByTheHub:
         hub.stop()
         assert not is_alive(pid)
 
+    def test_other_accounts_of_the_machine_write_no_routes(self, hub, ports):
+        hub.start()
+        hub.start_server("alice")
+        with pytest.raises(LockedOut, match="wants a token"):
+            asyncio.run(write_a_route(ports))
+        with pytest.raises(LockedOut, match="none of this replica's"):
+            asyncio.run(write_a_route(ports, auth_token="guessed"))
+        # By the peers' port they could do without.
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", ports + 1))
+        file = hub.directory / "holdfast-data" / "api-token"
+        assert file.stat().st_mode & 0o777 == 0o600
+        asyncio.run(write_a_route(ports, auth_token_file=str(file)))
+        token = file.read_text().strip()
+        assert len(token) == 64
+        assert token not in hub.log()
+        assert token.encode() not in command_line(up_file(hub)["pid"])
+
+        hub.stop()
+        hub.start()
+        assert file.read_text().strip() == token
+        hub.start_server("alice")
+        assert owner(hub.public_url, "alice") == "alice"
+        hub.stop()
+
+    def test_the_token_changes_while_holdfast_goes_on_running(self, hub, ports, tmp_path):
+        def configure(line):
+            with hub.config_path.open("a") as config:
+                config.write(f"{line}\n")
+
+        def is_locked_out(token):
+            with pytest.raises(LockedOut, match="none of this replica's"):
+                asyncio.run(write_a_route(ports, auth_token=token))
+
+        configure("c.JupyterHub.cleanup_servers = False\nc.JupyterHub.cleanup_proxy = False")
+        configure("c.HoldfastProxy.auth_token = 'first'")
+        hub.start()
+        hub.start_server("alice")
+        asyncio.run(write_a_route(ports, auth_token="first"))
+        pid = up_file(hub)["pid"]
+
+        # For another hub.
+        configure("c.HoldfastProxy.auth_token = 'second'")
+        hub.stop()
+        hub.start()
+        assert up_file(hub)["pid"] == pid
+        is_locked_out("first")
+        asyncio.run(write_a_route(ports, auth_token="second"))
+        assert owner(hub.public_url, "alice") == "alice"
+
+        # For a hub that runs.
+        hub.api("PATCH", "/proxy", {"auth_token": "third"})
+        is_locked_out("second")
+        asyncio.run(write_a_route(ports, auth_token="third"))
+        assert up_file(hub)["pid"] == pid
+        hub.stop_server("alice")
+        hub.start_server("alice")
+
+        # From a file.
+        tokens = tmp_path / "tokens"
+        tokens.write_text("fourth\nfor-an-operator\n")
+        configure(f"c.HoldfastProxy.auth_token_file = {str(tokens)!r}")
+        hub.stop()
+        hub.start()
+        assert not is_alive(pid)
+        is_locked_out("third")
+        asyncio.run(write_a_route(ports, auth_token="for-an-operator"))
+        assert owner(hub.public_url, "alice") == "alice"
+        configure("c.JupyterHub.cleanup_proxy = True\nc.JupyterHub.cleanup_servers = True")
+        hub.stop()
+        hub.start()
+        hub.stop()
+
     @pytest.mark.parametrize(
         ("line", "words"),
         [
@@ -554,6 +621,22 @@ def fetch_by(path, target):
     return connection.getresponse()
 
 
+async def write_a_route(port, **credentials):
+    """As another program on this machine would, and in its own namespace."""
+    client = RouteClient(
+        [f"127.0.0.1:{port}"], namespace="elsewhere", timeout=5.0, credentials=Credentials(**credentials)
+    )
+    try:
+        await client.put("/elsewhere/", "http://127.0.0.1:9", "{}")
+    finally:
+        await client.close()
+
+
+def command_line(pid):
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        return file.read()
+
+
 def up_file(hub):
     """What `holdfast up` says about itself; no pid while it does not run."""
     try:
@@ -567,8 +650,7 @@ def end_left_over(hub):
     for entry in os.scandir("/proc") if sys.platform == "linux" else ():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
-                with open(f"/proc/{entry.name}/cmdline", "rb") as file:
-                    arguments = file.read()
+                arguments = command_line(entry.name)
                 with open(f"/proc/{entry.name}/environ", "rb") as file:
                     environment = file.read()
                 if str(hub.directory).encode() in arguments or str(hub.homes).encode() in environment:

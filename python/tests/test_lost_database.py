@@ -33,8 +33,7 @@ def make_hub(up, tmp_path):
     def make_hub(*more_settings):
         """A hub with a server for each of `USERS`."""
         settings = [
-            "c.HoldfastProxy.should_start = False",
-            f"c.HoldfastProxy.endpoints = {up.endpoints!r}",
+            *up.settings,
             f"c.Spawner.cmd = [{sys.executable!r}, {str(Path(__file__).with_name('stub_server.py'))!r}]",
             *more_settings,
         ]

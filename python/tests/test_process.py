@@ -10,7 +10,7 @@ import pytest
 from hub import until
 from processes import is_alive
 
-from jupyterhub_holdfast.process import HUB_FILE, UP_FILE, InUse, UpProcess
+from jupyterhub_holdfast.process import HUB_FILE, TOKEN_FILE, UP_FILE, InUse, UpProcess
 
 # Behaves as `holdfast up` does towards whoever starts it: a child, a note about both, and a lock.
 PROGRAM = """
@@ -102,6 +102,42 @@ async def test_a_second_start_with_the_same_settings_goes_on_with_the_first_proc
     assert second.ended() is not None
 
 
+async def test_a_process_finds_its_token_and_one_that_goes_on_another(make):
+    first = make()
+    await first.start([], 10, "one")
+    file = make.data_dir / TOKEN_FILE
+    assert first.token_file == str(file)
+    assert file.read_text() == "one\n"
+    until(lambda: first.pid in pids(make.data_dir), 10, "the process runs")
+    second = make()
+    await second.start([], 10, "another")
+    assert second.pid == first.pid
+    assert file.read_text() == "another\n"
+    # Who says nothing takes what there is.
+    await make().start([], 10, "")
+    assert file.read_text() == "another\n"
+    await second.stop(grace=10)
+
+
+def test_a_token_is_kept_for_its_owner_alone_and_made_up_where_there_is_none(make):
+    make.data_dir.mkdir()
+    process, file = make(), make.data_dir / TOKEN_FILE
+    process.keep_token("")
+    made = file.read_text()
+    assert len(bytes.fromhex(made.strip())) == 32
+    assert file.stat().st_mode & 0o777 == 0o600
+    process.keep_token("")
+    assert file.read_text() == made
+    file.chmod(0o644)
+    process.keep_token("one\n")
+    assert file.read_text() == "one\n"
+    assert file.stat().st_mode & 0o777 == 0o600
+    file.unlink()
+    process.keep_token("")
+    assert file.read_text() not in (made, "one\n")
+    assert [path.name for path in make.data_dir.iterdir()] == [TOKEN_FILE]
+
+
 async def test_a_second_start_with_other_settings_replaces_the_first_process(make):
     first = await started(make, "--port", "1")
     second = await started(make, "--port", "2")
@@ -123,8 +159,9 @@ async def test_somebody_elses_process_is_left_alone(make):
     first = await started(make)
     (make.data_dir / HUB_FILE).unlink()
     with pytest.raises(InUse, match=f"pid {first.pid}"):
-        await make().start([], 10)
+        await make().start([], 10, "a-token-of-ours")
     assert first.ended() is None
+    assert not (make.data_dir / TOKEN_FILE).exists()
     await first.stop(grace=10)
 
 

@@ -21,7 +21,7 @@ from traitlets import TraitError
 from traitlets.config import Config
 from waiting import eventually
 
-from jupyterhub_holdfast import HoldfastProxy, Rejected, RouteClient, Unavailable
+from jupyterhub_holdfast import HoldfastProxy, Rejected, Unavailable
 from jupyterhub_holdfast._proto import routes_pb2
 from jupyterhub_holdfast.changes import Delete
 
@@ -35,6 +35,7 @@ async def make_proxy(cluster):
 
     def make_proxy(namespace=None, **traits):
         traits.setdefault("endpoints", cluster.endpoints)
+        traits.setdefault("auth_token_file", cluster.token_file)
         traits.setdefault("should_start", False)
         host_routing = traits.pop("host_routing", False)
         hub = traits.pop("hub", None) or Hub()
@@ -47,7 +48,7 @@ async def make_proxy(cluster):
         await proxy.client.close()
     for namespace in {proxy.namespace for proxy in made}:
         # No hub, so none that has been fenced.
-        client = RouteClient(cluster.endpoints, namespace=namespace)
+        client = cluster.client(namespace=namespace)
         await client.write_each([Delete(route.routespec) for route in await client.list()])
         await client.close()
 
@@ -690,19 +691,18 @@ async def test_without_a_cluster_reads_and_writes_raise(make_proxy, cluster):
 async def test_a_hub_moves_to_another_cluster_and_back(make_proxy, cluster, tmp_path):
     """As PATCH /hub/api/proxy does. Each cluster has its own count of the hubs that it has seen."""
     namespace = f"test-{os.urandom(6).hex()}"
-    with HoldfastUp(tmp_path / "data", replicas=1, proxies=1) as elsewhere:
+    with HoldfastUp(tmp_path / "data", replicas=1, proxies=1, token="another") as elsewhere:
         for _ in range(3):
-            before = make_proxy(namespace, endpoints=elsewhere.endpoints)
+            before = make_proxy(namespace, endpoints=elsewhere.endpoints, auth_token_file=elsewhere.token_file)
             await before.add_route("/before/", TARGET, {})
-        proxy = make_proxy(namespace)
+        proxy = make_proxy(namespace, auth_token_file="", auth_token=cluster.token)
         await proxy.add_route("/here/", TARGET, {})
         proxy.api_url, proxy.auth_token = f"http://{elsewhere.endpoints[0]}", "another"
-        assert proxy.client.credentials.auth_token == "another"
         await proxy.add_route("/there/", TARGET, {})
         assert set(await proxy.get_all_routes()) == {"/before/", "/there/"}
         with pytest.raises(Rejected, match="newer hub"):
             await before.add_route("/late/", TARGET, {})
-        proxy.api_url = ",".join(cluster.endpoints)
+        proxy.api_url, proxy.auth_token = ",".join(cluster.endpoints), cluster.token
         await proxy.add_route("/back/", TARGET, {})
         assert set(await proxy.get_all_routes()) == {"/here/", "/back/"}
 

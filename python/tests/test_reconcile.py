@@ -22,8 +22,7 @@ def up(tmp_path):
 @pytest.fixture
 def hub(up, tmp_path):
     settings = [
-        "c.HoldfastProxy.should_start = False",
-        f"c.HoldfastProxy.endpoints = {up.endpoints!r}",
+        *up.settings,
         # Nothing mends itself while we look.
         "c.JupyterHub.last_activity_interval = 3600",
         "c.Spawner.poll_interval = 3600",
@@ -40,7 +39,7 @@ def hub(up, tmp_path):
 @pytest.fixture
 def holdfast(up):
     def holdfast(*arguments):
-        command = [find_holdfast(), *arguments, "--endpoints", ",".join(up.endpoints)]
+        command = [find_holdfast(), *arguments, *up.flags]
         return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
     return holdfast
