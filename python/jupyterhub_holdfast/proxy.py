@@ -307,6 +307,14 @@ class HoldfastProxy(Proxy):
             raise TraitError(f"HoldfastProxy.api_url: {e}") from None
         return proposal.value
 
+    @validate("auth_token")
+    def _validate_auth_token(self, proposal: Any) -> str:
+        try:
+            Credentials(auth_token=proposal.value).check()
+        except ValueError as e:
+            raise TraitError(f"HoldfastProxy.{e}") from None
+        return proposal.value
+
     @validate("namespace")
     def _validate_namespace(self, proposal: Any) -> str:
         if proposal.value in ("", "*"):
@@ -378,7 +386,12 @@ class HoldfastProxy(Proxy):
         self.endpoints = parse_endpoints(change.new)
 
     def _take_auth_token(self, change: Any) -> None:
-        if self._process is not None and not self.auth_token_file:
+        if self.auth_token_file:
+            self.log.warning(
+                "The new HoldfastProxy.auth_token has no effect, for auth_token_file wins: write it into the first line of %s",
+                self.auth_token_file,
+            )
+        elif self._process is not None:
             self._process.keep_token(change.new)
         else:
             self.client.credentials.auth_token = change.new

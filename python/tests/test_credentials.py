@@ -253,6 +253,23 @@ def test_a_file_that_cannot_be_used_is_refused_by_name(traits, expected):
         HoldfastProxy(config=Config(HoldfastProxy=traits))
 
 
+@pytest.mark.parametrize("traits", [{}, {"auth_token": "one"}, {"auth_token_file": "token"}], ids=str)
+def test_a_token_that_is_patched_in_takes_the_others_place_unless_there_is_a_file(
+    traits, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "token").write_text("of-the-file")
+    proxy = HoldfastProxy(config=Config(HoldfastProxy=traits))
+    proxy.auth_token = "patched"
+    has_file = "auth_token_file" in traits
+    shown = "of-the-file" if has_file else "patched"
+    assert proxy.client.credentials.metadata() == (("authorization", f"Bearer {shown}"),)
+    assert ("auth_token_file wins: write it into the first line of token" in caplog.text) == has_file
+    with pytest.raises(TraitError, match=r"HoldfastProxy\.auth_token: must be"):
+        proxy.auth_token = "two words"
+    assert proxy.client.credentials.metadata() == (("authorization", f"Bearer {shown}"),)
+
+
 async def test_a_hub_that_starts_its_own_holdfast_takes_no_certificates(stranger):
     proxy = HoldfastProxy(
         config=Config(HoldfastProxy={"endpoints_ssl_ca": stranger.ca}), public_url="http://127.0.0.1:8000"
@@ -272,8 +289,9 @@ class TestHub:
     def make_hub(self, guarded, tmp_path):
         made = []
 
-        def make_hub(**other):
-            hub = Hub(tmp_path / f"hub{len(made)}", free_ports(1), guarded.settings(**other))
+        def make_hub(*more_settings, **other):
+            settings = [*guarded.settings(**other), *more_settings]
+            hub = Hub(tmp_path / f"hub{len(made)}", free_ports(1), settings)
             hub.public_url = guarded.public_url
             made.append(hub)
             return hub
@@ -289,6 +307,31 @@ class TestHub:
         assert owner(guarded.public_url, "alice") == "alice"
         assert set(hub.routes()) == {"/", "/user/alice/"}
         hub.stop_server("alice")
+        hub.stop()
+
+    def test_a_token_that_is_patched_in_is_shown_from_then_on(self, guarded, make_hub):
+        hub = make_hub("c.HoldfastProxy.timeout = 3", auth_token_file="", auth_token=TOKEN).start()
+        hub.start_server("alice")
+        for wrong in ("another", "two words"):
+            assert hub.get("/proxy", method="PATCH", body={"auth_token": wrong}).status == 500
+        assert "the token is none of this replica's" in hub.log_since_start()
+        assert "auth_token: must be of printable ASCII characters" in hub.log_since_start()
+        # The second one was none at all, so the first one is shown.
+        assert hub.get("/proxy").status == 500
+        assert owner(guarded.public_url, "alice") == "alice"
+        hub.api("PATCH", "/proxy", {"auth_token": TOKEN})
+        assert set(hub.routes()) == {"/", "/user/alice/"}
+        hub.start_server("bob")
+        assert owner(guarded.public_url, "bob") == "bob"
+        hub.stop_server("bob")
+        hub.stop_server("alice")
+        hub.stop()
+
+    def test_a_token_that_is_patched_in_has_no_effect_beside_a_file_and_the_log_says_so(self, guarded, make_hub):
+        hub = make_hub().start()
+        hub.api("PATCH", "/proxy", {"auth_token": "another"})
+        assert f"auth_token_file wins: write it into the first line of {guarded.path('token')}" in hub.log()
+        assert set(hub.routes()) == {"/"}
         hub.stop()
 
     @pytest.mark.parametrize(

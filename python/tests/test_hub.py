@@ -170,6 +170,8 @@ class TestWithACluster:
     def test_the_hub_moves_to_other_endpoints_on_demand(self, up, hub):
         moved = {"api_url": f"http://{up.endpoints[2]},{up.endpoints[1]}", "auth_token": "another"}
         hub.api("PATCH", "/proxy", moved)
+        # It has a file.
+        assert f"auth_token_file wins: write it into the first line of {up.token_file}" in hub.log()
         assert set(hub.routes()) == {"/", "/user/alice/", "/user/alice/second/", "/user/bob/"}
         assert hub.get("/proxy", method="PATCH", body={"api_url": "grpc://elsewhere:1"}).status >= 400
         assert set(hub.routes()) == {"/", "/user/alice/", "/user/alice/second/", "/user/bob/"}
