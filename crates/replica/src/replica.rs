@@ -713,7 +713,7 @@ fn api(context: &Arc<Context>) -> (RoutesServer<RoutesService>, ClusterServer<Cl
 }
 
 /// `forwarded` is where calls are decided that other replicas have forwarded: not on the thread of the consensus.
-async fn serve_peers(context: Arc<Context>, listener: TcpListener, forwarded: Handle) -> Result<(), RunError> {
+pub(crate) async fn serve_peers(context: Arc<Context>, listener: TcpListener, forwarded: Handle) -> Result<(), RunError> {
     let raft = RaftServer::new(RaftService(context.clone()))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);

@@ -45,11 +45,13 @@ pub enum Reason {
     Quorum,
     /// The caller's id was taken from it; replicas alone are told so.
     Retired,
+    /// The call is meant for another cluster, replica or disk, and nothing was done; replicas alone are told so.
+    Misdirected,
     /// The call shows no token of the replica's, which has not looked at it.
     Token,
 }
 
-const WORDS: [(Reason, &str, Code); 15] = [
+const WORDS: [(Reason, &str, Code); 16] = [
     (Reason::Invalid, "invalid", Code::InvalidArgument),
     (Reason::Precondition, "precondition", Code::FailedPrecondition),
     (Reason::Namespace, "namespace", Code::FailedPrecondition),
@@ -64,6 +66,7 @@ const WORDS: [(Reason, &str, Code); 15] = [
     (Reason::Membership, "membership", Code::FailedPrecondition),
     (Reason::Quorum, "quorum", Code::FailedPrecondition),
     (Reason::Retired, "retired", Code::FailedPrecondition),
+    (Reason::Misdirected, "misdirected", Code::FailedPrecondition),
     (Reason::Token, "token", Code::Unauthenticated),
 ];
 

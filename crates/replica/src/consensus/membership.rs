@@ -667,4 +667,4 @@ fn change_error(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> C
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

@@ -28,36 +28,44 @@ use crate::storage::snapshot::Decoder;
 pub struct RaftService(pub Arc<Context>);
 
 impl RaftService {
-    /// The consensus, if the call was meant for it.
     fn admit(&self, peer: Option<&proto::Peer>) -> Result<Consensus, Status> {
-        let consensus = self.0.member()?;
-        self.check(&consensus, peer)?;
-        Ok(consensus)
-    }
-
-    fn check(&self, consensus: &Consensus, peer: Option<&proto::Peer>) -> Result<(), Status> {
-        let peer = peer.ok_or_else(|| protocol_error("peer: is missing"))?;
-        let Some((field, refusal)) = refusal(consensus, peer) else {
-            return Ok(());
-        };
-        // A caller repeats itself with every heartbeat; once in a while says enough.
-        if self.0.metrics.peer_call_refused(field) {
-            tracing::warn!(from = peer.from_node_id, "refused a call: {}", refusal.message());
-        }
-        Err(refusal)
+        admit(&self.0, peer)
     }
 }
 
-/// Why a call must not be taken, and the field that says so.
+/// The consensus, if a call was meant for it.
+///
+/// # Errors
+/// `misdirected` or `retired`: it is counted, and nothing was done. `not-ready`: there is no consensus.
+pub fn admit(context: &Context, peer: Option<&proto::Peer>) -> Result<Consensus, Status> {
+    let consensus = context.member()?;
+    check(context, &consensus, peer)?;
+    Ok(consensus)
+}
+
+fn check(context: &Context, consensus: &Consensus, peer: Option<&proto::Peer>) -> Result<(), Status> {
+    let Some((reason, refusal)) = refusal(consensus, peer) else {
+        return Ok(());
+    };
+    // A caller repeats itself with every heartbeat; once in a while says enough.
+    if context.metrics.peer_call_refused(reason) {
+        let from = peer.map_or(0, |peer| peer.from_node_id);
+        tracing::warn!(from, "refused a call: {}", refusal.message());
+    }
+    Err(refusal)
+}
+
+/// Why a call must not be taken, and what is counted for it: the field that says so, or `retired`.
 ///
 /// A caller with an id that nobody here has heard of is not refused: this replica may be behind, and the caller the only
 /// one that can lead it on. An id that was heard of and is no member's any more is retired, and never comes back.
-fn refusal(consensus: &Consensus, peer: &proto::Peer) -> Option<(&'static str, Status)> {
-    let identity = consensus.identity();
-    let wrong = |field, meant: &str, is: &str| {
-        let message = format!("{field}: the call is for {meant:?}, this is {is:?}");
-        Some((field, Status::new(Code::FailedPrecondition, message)))
+fn refusal(consensus: &Consensus, peer: Option<&proto::Peer>) -> Option<(&'static str, Status)> {
+    let refused = |field, problem: &str| Some((field, Reason::Misdirected.status(format!("{field}: {problem}"))));
+    let Some(peer) = peer else {
+        return refused("peer", "is missing, or cannot be read");
     };
+    let identity = consensus.identity();
+    let wrong = |field, meant: &str, is: &str| refused(field, &format!("the call is for {meant:?}, this is {is:?}"));
     if peer.cluster_id != identity.cluster_id {
         return wrong("cluster_id", &peer.cluster_id, &identity.cluster_id);
     }
@@ -72,10 +80,13 @@ fn refusal(consensus: &Consensus, peer: &proto::Peer) -> Option<(&'static str, S
         return wrong("to_store_uuid", &peer.to_store_uuid, &identity.store_uuid);
     }
     if peer.from_node_id == 0 {
-        return wrong("from_node_id", "0", "no replica's id");
+        return refused("from_node_id", "0 is no replica's id");
     }
     if consensus.published().load().is_retired(peer.from_node_id) {
-        let message = format!("id {} was taken from its replica and is retired", peer.from_node_id);
+        let message = format!(
+            "from_node_id: {} was taken from its replica and is retired",
+            peer.from_node_id
+        );
         return Some(("retired", Reason::Retired.status(message)));
     }
     None
@@ -147,10 +158,10 @@ impl Raft for RaftService {
         let consensus = self.0.member()?;
         // The stream ends at the first message that is not ours to take; the caller is told at the end of the answers.
         let refused = Arc::new(OnceLock::new());
-        let (door, checked, refusal) = (self.clone(), consensus.clone(), refused.clone());
+        let (context, checked, refusal) = (self.0.clone(), consensus.clone(), refused.clone());
         let requests = request.into_inner().scan((), move |(), message| {
             let accepted = message.ok().filter(|message| {
-                let checked = door.check(&checked, message.peer.as_ref());
+                let checked = check(&context, &checked, message.peer.as_ref());
                 checked.map_err(|status| refusal.set(status)).is_ok()
             });
             std::future::ready(accepted.and_then(append_in))
@@ -330,3 +341,6 @@ impl Raft for RaftService {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests;
