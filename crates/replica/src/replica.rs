@@ -31,7 +31,7 @@ use crate::consensus::{Consensus, Failure};
 use crate::listen::{Address, Listener, TlsListener};
 use crate::scrub::{Finding, scrub};
 use crate::services::cluster::ClusterService;
-use crate::services::forwarded::{Elsewhere, forwarded_only};
+use crate::services::forwarded::{Elsewhere, ForwardedOnly};
 use crate::services::guard::Guard;
 use crate::services::raft::RaftService;
 use crate::services::routes::RoutesService;
@@ -713,17 +713,22 @@ fn api(context: &Arc<Context>) -> (RoutesServer<RoutesService>, ClusterServer<Cl
 }
 
 /// `forwarded` is where calls are decided that other replicas have forwarded: not on the thread of the consensus.
-pub(crate) async fn serve_peers(context: Arc<Context>, listener: TcpListener, forwarded: Handle) -> Result<(), RunError> {
+pub(crate) async fn serve_peers(
+    context: Arc<Context>,
+    listener: TcpListener,
+    forwarded: Handle,
+) -> Result<(), RunError> {
     let raft = RaftServer::new(RaftService(context.clone()))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let (routes, cluster) = api(&context);
+    let forwarded_only = ForwardedOnly(context.clone());
     let routes = Elsewhere::new(routes, forwarded.clone(), context.streams.clone());
     let cluster = Elsewhere::new(cluster, forwarded, context.streams.clone());
     let stopping = context.stopping.clone().cancelled_owned();
     Ok(server()
         .add_service(raft)
-        .add_service(InterceptedService::new(routes, forwarded_only))
+        .add_service(InterceptedService::new(routes, forwarded_only.clone()))
         .add_service(InterceptedService::new(cluster, forwarded_only))
         .serve_with_incoming_shutdown(incoming(listener), stopping)
         .await?)

@@ -10,8 +10,9 @@ use crate::convert::ConvertError;
 pub const REASON: &str = "holdfast-reason";
 /// The trailer with the leader's client address, on errors and on good answers.
 pub const LEADER: &str = "holdfast-leader";
-/// The request header of a call that a follower has forwarded: it is not forwarded again.
-pub const FORWARDED: &str = "holdfast-forwarded";
+/// The request header of a call that a follower has forwarded: it is not forwarded again. Its value is the encoded `Peer`
+/// that the call is meant for.
+pub const FORWARDED: &str = "holdfast-forwarded-bin";
 
 /// Which failure it was; the tables above `service Routes` in `routes.proto` and above `service Cluster` in
 /// `cluster.proto` give each one's meaning.

@@ -1,9 +1,11 @@
 use anyhow::{Context, Result, ensure};
 use holdfast_tests::fixture::Cluster;
 use holdfast_tests::fixture::cluster::SOON;
+use holdfast_wire::errors::{FORWARDED, Reason};
 use prost::Message;
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
+use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
@@ -61,7 +63,12 @@ async fn ask(channel: &Channel, path: &str, metadata: &[(&'static str, &str)]) -
     client.ready().await.map_err(|error| Status::from_error(error.into()))?;
     let mut request = Request::new(Nothing {});
     for (name, value) in metadata {
-        request.metadata_mut().insert(*name, value.parse().expect("ASCII"));
+        if name.ends_with("-bin") {
+            let value = MetadataValue::from_bytes(value.as_bytes());
+            request.metadata_mut().insert_bin(*name, value);
+        } else {
+            request.metadata_mut().insert(*name, value.parse().expect("ASCII"));
+        }
     }
     let codec: ProstCodec<Nothing, Nothing> = ProstCodec::default();
     let path = PathAndQuery::try_from(path).expect("a path");
@@ -95,7 +102,7 @@ async fn every_method_but_health_wants_a_token() -> Result<()> {
         let refusal = ask(&channel, method, &[]).await.err().context(method.clone())?;
         ensure!(refusal.code() == Code::Unauthenticated, "{method}: {refusal:?}");
         // As another replica would say it: no way around.
-        let refusal = ask(&channel, method, &[("holdfast-forwarded", "1")])
+        let refusal = ask(&channel, method, &[(FORWARDED, "")])
             .await
             .err()
             .context(method.clone())?;
@@ -115,6 +122,15 @@ async fn every_method_but_health_wants_a_token() -> Result<()> {
     for method in methods.iter().filter(|method| method.starts_with("/holdfast.")) {
         let refusal = ask(&peers, method, &[]).await.err().context(method.clone())?;
         ensure!(refusal.code() == Code::PermissionDenied, "{method}: {refusal:?}");
+        // Nor one that is not for this very replica.
+        let refusal = ask(&peers, method, &[(FORWARDED, "")])
+            .await
+            .err()
+            .context(method.clone())?;
+        ensure!(
+            Reason::from_status(&refusal) == Some(Reason::Misdirected),
+            "{method}: {refusal:?}"
+        );
     }
     cluster.keep_quiet();
     Ok(())

@@ -1,5 +1,6 @@
 //! Members come, go and are replaced, under writes.
 
+mod forwarded;
 mod interrupted;
 mod moved;
 mod moving;

@@ -6,14 +6,13 @@ use holdfast_wire::errors::{self, Reason};
 use holdfast_wire::proto;
 use holdfast_wire::proto::cluster_client::ClusterClient;
 use tokio::time::Instant;
-use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
-use super::routes::never_sent;
-use super::{Context, hinted, patience};
+use super::{Context, forwarded, hinted, patience};
 use crate::consensus::Consensus;
 use crate::consensus::membership::{ChangeError, contact_age};
+use crate::consensus::types::Node;
 
 /// Between two looks for a leader.
 const LEADER_RETRY: Duration = Duration::from_millis(50);
@@ -82,8 +81,8 @@ async fn decide<C: LeaderCall>(
             }
         } else if forwarded {
             return Err(Reason::NoLeader.status("nothing was changed: this replica does not lead"));
-        } else if let Some((_, node)) = consensus.leader().filter(|(id, _)| *id != consensus.identity().node_id) {
-            match forward(consensus, &node.peer_address, call, deadline).await {
+        } else if let Some((id, node)) = consensus.leader().filter(|(id, _)| *id != consensus.identity().node_id) {
+            match forward(consensus, id, &node, call, deadline).await {
                 Err(status) if Reason::from_status(&status) == Some(Reason::NoLeader) => {}
                 answered => return answered,
             }
@@ -99,26 +98,20 @@ async fn decide<C: LeaderCall>(
 
 async fn forward<C: LeaderCall>(
     consensus: &Consensus,
-    address: &str,
+    id: u64,
+    node: &Node,
     call: &C,
     deadline: Instant,
 ) -> Result<C::Answer, Status> {
-    let unreachable =
-        || Reason::NoLeader.status(format!("nothing was changed: the leader at {address} is not reachable"));
-    let channel = consensus.channel(address).ok_or_else(unreachable)?;
-    let mut request = Request::new(call.clone());
-    request.set_timeout(deadline.saturating_duration_since(Instant::now()));
-    request
-        .metadata_mut()
-        .insert(errors::FORWARDED, MetadataValue::from_static("1"));
-    match C::there(ClusterClient::new(channel), request).await {
-        Ok(response) => Ok(response.into_inner()),
-        Err(status) if Reason::from_status(&status).is_some() => Err(status),
-        Err(status) if never_sent(&status) => Err(unreachable()),
-        Err(status) => {
-            Err(Reason::Unknown.status(format!("the leader at {address} gave no answer: {}", status.message())))
-        }
-    }
+    const NOTHING: &str = "nothing was changed";
+    let address = &node.peer_address;
+    let channel = consensus.channel(address);
+    let client = ClusterClient::new(channel.ok_or_else(|| forwarded::unreachable(address, NOTHING))?);
+    let request = forwarded::request(call.clone(), &consensus.peer(id, node), deadline);
+    let answer = C::there(client, request).await;
+    answer
+        .map(Response::into_inner)
+        .map_err(|status| forwarded::failure(status, address, NOTHING))
 }
 
 fn refused(error: &ChangeError) -> Status {

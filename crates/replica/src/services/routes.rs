@@ -18,11 +18,10 @@ use holdfast_wire::proto::routes_client::RoutesClient;
 use holdfast_wire::proto::routes_server::Routes;
 use prost::Message as _;
 use tokio::time::Instant;
-use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
-use super::{Context, hint, hinted, patience, proxies};
+use super::{Context, forwarded, hint, hinted, patience, proxies};
 use crate::activity;
 use crate::consensus::network::MESSAGE_BYTES_MAX;
 use crate::consensus::{Consensus, ProposeError};
@@ -78,7 +77,7 @@ impl Routes for RoutesService {
                 retry,
                 ..write
             };
-            let request = leader.request(request, deadline);
+            let request = forwarded::request(request, &leader.peer, deadline);
             async move { leader.client.write(request).await }
         };
         let answer = self.decide(&consensus, deadline, forwarded, propose, forward).await;
@@ -100,7 +99,7 @@ impl Routes for RoutesService {
             opened.map(|HubEpoch(hub_epoch)| proto::OpenHubResponse { hub_epoch })
         };
         let forward = |mut leader: Leader| {
-            let request = leader.request(request.clone(), deadline);
+            let request = forwarded::request(request.clone(), &leader.peer, deadline);
             async move { leader.client.open_hub(request).await }
         };
         let answer = self.decide(&consensus, deadline, forwarded, propose, forward).await;
@@ -125,7 +124,7 @@ impl Routes for RoutesService {
             })
         };
         let forward = |mut leader: Leader| {
-            let request = leader.request(request.clone(), deadline);
+            let request = forwarded::request(request.clone(), &leader.peer, deadline);
             async move { leader.client.settle_held(request).await }
         };
         let answer = self.decide(&consensus, deadline, forwarded, propose, forward).await;
@@ -251,7 +250,6 @@ impl RoutesService {
         let on_its_way = AtomicBool::new(false);
         let decided = async {
             loop {
-                on_its_way.store(false, Ordering::Relaxed);
                 // Whoever leads next is asked at once.
                 let mut tried = None;
                 if consensus.is_leader() {
@@ -268,8 +266,8 @@ impl RoutesService {
                     && id != consensus.identity().node_id
                 {
                     on_its_way.store(true, Ordering::Relaxed);
-                    match forwarded_to(consensus, &node.peer_address, &forward).await {
-                        // It was not the leader any more, or not reachable at all: nothing was written, the search goes on.
+                    match forwarded_to(consensus, id, &node, &forward).await {
+                        // It was not the leader any more, or not there at all: nothing was written, the search goes on.
                         Err(status) if Reason::from_status(&status) == Some(Reason::NoLeader) => {
                             tracing::debug!(leader = id, "a forwarded write found no leader there");
                             tried = Some(id);
@@ -277,6 +275,7 @@ impl RoutesService {
                         answered => return answered,
                     }
                 }
+                on_its_way.store(false, Ordering::Relaxed);
                 if self.0.stopping.is_cancelled() {
                     return Err(Reason::NoLeader.status("nothing was written: this replica stops; ask another one"));
                 }
@@ -352,50 +351,29 @@ fn respond<T>(answer: Result<T, Status>, consensus: &Consensus) -> Result<Respon
 /// Whom a call is passed on to.
 struct Leader {
     client: RoutesClient<Channel>,
+    peer: proto::Peer,
 }
 
-impl Leader {
-    fn request<T>(&self, message: T, deadline: Instant) -> Request<T> {
-        let mut request = Request::new(message);
-        request.set_timeout(deadline.saturating_duration_since(Instant::now()));
-        let metadata = request.metadata_mut();
-        metadata.insert(errors::FORWARDED, MetadataValue::from_static("1"));
-        request
-    }
-}
-
-async fn forwarded_to<T, F>(consensus: &Consensus, address: &str, forward: impl Fn(Leader) -> F) -> Result<T, Status>
+async fn forwarded_to<T, F>(
+    consensus: &Consensus,
+    id: u64,
+    node: &Node,
+    forward: impl Fn(Leader) -> F,
+) -> Result<T, Status>
 where
     F: Future<Output = Result<Response<T>, Status>>,
 {
-    let unreachable =
-        || Reason::NoLeader.status(format!("nothing was written: the leader at {address} is not reachable"));
-    let channel = consensus.channel(address).ok_or_else(unreachable)?;
-    let client = RoutesClient::new(channel)
+    const NOTHING: &str = "nothing was written";
+    let address = &node.peer_address;
+    let channel = consensus.channel(address);
+    let client = RoutesClient::new(channel.ok_or_else(|| forwarded::unreachable(address, NOTHING))?)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    match forward(Leader { client }).await {
-        Ok(response) => Ok(response.into_inner()),
-        Err(status) if Reason::from_status(&status).is_some() => Err(status),
-        Err(status) if never_sent(&status) => Err(unreachable()),
-        Err(status) => {
-            Err(Reason::Unknown.status(format!("the leader at {address} gave no answer: {}", status.message())))
-        }
-    }
-}
-
-/// True if the request cannot have reached the other side.
-pub fn never_sent(status: &Status) -> bool {
-    let mut source = std::error::Error::source(status);
-    while let Some(error) = source {
-        if let Some(io) = error.downcast_ref::<std::io::Error>() {
-            return io.kind() == std::io::ErrorKind::ConnectionRefused;
-        }
-        source = error.source();
-    }
-    // A replica of a version that takes no calls there looks at none either.
-    status.code() == Code::Unimplemented
-        || status.code() == Code::Unavailable && status.message().contains("connect error")
+    let peer = consensus.peer(id, node);
+    let answer = forward(Leader { client, peer }).await;
+    answer
+        .map(Response::into_inner)
+        .map_err(|status| forwarded::failure(status, address, NOTHING))
 }
 
 fn no_leader(consensus: &Consensus, message: &str) -> Status {

@@ -28,7 +28,7 @@ use crate::consensus::network::MESSAGE_BYTES_MAX;
 use crate::replica::{self, RunError};
 use crate::services::Context;
 use crate::services::cluster::ClusterService;
-use crate::services::forwarded::forwarded_only;
+use crate::services::forwarded::ForwardedOnly;
 use crate::services::raft::RaftService;
 use crate::services::routes::RoutesService;
 use crate::storage::Store;
@@ -189,9 +189,10 @@ async fn run(world: &World, at: usize) -> Result<(), RunError> {
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let routes = RoutesServer::new(RoutesService(context.clone()));
     let cluster = ClusterServer::new(ClusterService(context.clone()));
+    let forwarded_only = ForwardedOnly(context.clone());
     let serve_peers = server()
         .add_service(raft)
-        .add_service(InterceptedService::new(routes.clone(), forwarded_only))
+        .add_service(InterceptedService::new(routes.clone(), forwarded_only.clone()))
         .add_service(InterceptedService::new(cluster.clone(), forwarded_only))
         .serve_with_incoming(peers);
     let serve_clients = server()

@@ -3,13 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_table::{Allowed, Digest, Table};
+use holdfast_wire::errors::FORWARDED;
+use holdfast_wire::proto::cluster_client::ClusterClient;
 use holdfast_wire::proto::raft_client::RaftClient;
+use holdfast_wire::proto::routes_client::RoutesClient;
 use openraft::ChangeMembers;
+use prost::Message;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
+use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 
 use super::*;
@@ -19,6 +24,7 @@ use crate::consensus::membership::tests::leads;
 use crate::consensus::types::{LeaderId, LogId, Membership, Node, StoredMembership, Vote, stored_membership_out};
 use crate::replica::{RunError, serve_peers};
 use crate::services::cluster::status;
+use crate::services::forwarded;
 use crate::storage::Store;
 use crate::storage::identity::Identity;
 use crate::storage::log::LogStore;
@@ -406,6 +412,55 @@ async fn p5_a_call_that_is_meant_for_somebody_else_is_refused_and_changes_nothin
     let follows = follows.metrics(|metrics| metrics.vote.leader_id.term >= TERM, "it follows");
     follows.await.unwrap();
     assert_ne!(replica.sight(), before);
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p5_a_forwarded_call_that_is_meant_for_somebody_else_is_refused_and_changes_nothing() {
+    let replica = Replica::start().await;
+    let before = replica.sight();
+    let mut routes = RoutesClient::new(replica.channel.clone());
+    let mut cluster = ClusterClient::new(replica.channel.clone());
+    let deadline = Instant::now() + SOON;
+    let write = proto::WriteRequest {
+        changes: vec![proto::Change {
+            change: Some(proto::change::Change::Put(proto::Route {
+                routespec: "/user/alice/".into(),
+                target: "http://10.0.0.1:8888".into(),
+                ..Default::default()
+            })),
+        }],
+        ..Default::default()
+    };
+    let add = proto::MemberAddRequest {
+        name: "r7".into(),
+        peer_address: "127.0.0.1:1".into(),
+    };
+    for refusal in [
+        routes.write(write.clone()).await.unwrap_err(),
+        cluster.member_add(add.clone()).await.unwrap_err(),
+    ] {
+        assert_eq!(refusal.code(), Code::PermissionDenied, "a client's call: {refusal:?}");
+    }
+    for wrong in replica.wrongs() {
+        // What is not there at all makes a call a client's; this cannot be read.
+        let header = wrong.peer.as_ref().map_or(vec![0xff], Message::encode_to_vec);
+        let header = MetadataValue::from_bytes(&header);
+        let mut write = forwarded::request(write.clone(), &replica.peer(), deadline);
+        write.metadata_mut().insert_bin(FORWARDED, header.clone());
+        let mut add = forwarded::request(add.clone(), &replica.peer(), deadline);
+        add.metadata_mut().insert_bin(FORWARDED, header);
+        let count = replica.refused(wrong.counted);
+        wrong.is_told("Write", routes.write(write).await.map(drop));
+        wrong.is_told("MemberAdd", cluster.member_add(add).await.map(drop));
+        assert_eq!(replica.refused(wrong.counted), count + 2);
+        assert_eq!(replica.sight(), before, "a wrong {}", wrong.counted);
+    }
+    let taken = routes
+        .write(forwarded::request(write, &replica.peer(), deadline))
+        .await
+        .unwrap();
+    assert_eq!(Revision(taken.into_inner().revision), Revision(before.revision.0 + 1));
     replica.stop().await;
 }
 
