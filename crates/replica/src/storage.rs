@@ -20,8 +20,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use disk::Disk;
-
+use disk::{Disk, Family};
+use prost::Message;
 use rocks::RocksDisk;
 pub use sync::EXIT_DISK_FAILED;
 
@@ -185,6 +185,16 @@ impl Store {
         }
     }
 
+    /// True if nothing was ever written.
+    fn is_blank(&self) -> io::Result<bool> {
+        for family in Family::ALL {
+            if self.disk.last(family)?.is_some() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Why `part` of what is stored is of no use.
     pub(crate) fn failed(&self, part: &str, error: &io::Error) -> OpenError {
         OpenError::of(&self.path, part, error)
@@ -220,6 +230,25 @@ fn locked(path: &Path, lock: File) -> Result<File, OpenError> {
             path: path.to_owned(),
             source,
         }),
+    }
+}
+
+/// A message as it is stored where a changed byte must not be believed: CRC-32 of the rest, then the message.
+fn sealed(message: &impl Message) -> Vec<u8> {
+    let mut value = Vec::with_capacity(4 + message.encoded_len());
+    value.extend_from_slice(&[0; 4]);
+    message.encode(&mut value).expect("a Vec takes everything");
+    let checksum = crc32fast::hash(&value[4..]);
+    value[..4].copy_from_slice(&checksum.to_le_bytes());
+    value
+}
+
+/// The encoded message of a sealed value, or why it is none.
+fn unsealed(value: &[u8]) -> Result<&[u8], &'static str> {
+    let (checksum, message) = value.split_first_chunk::<4>().ok_or("too short")?;
+    match crc32fast::hash(message) == u32::from_le_bytes(*checksum) {
+        true => Ok(message),
+        false => Err("checksum does not match"),
     }
 }
 

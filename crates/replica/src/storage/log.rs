@@ -11,7 +11,7 @@ use prost::Message as _;
 
 use super::disk::{Batch, Family, Row};
 use super::sync::Syncer;
-use super::{Store, corrupt, keys};
+use super::{Store, corrupt, keys, sealed, unsealed};
 use crate::consensus::types::{
     Entry, LogId, TypeConfig, Vote, ballot_in, ballot_out, entry_in, entry_out, log_id_in, log_id_out,
 };
@@ -141,24 +141,10 @@ impl LogMemory {
     }
 }
 
-/// A value in `log`: CRC-32 of the rest, then a protobuf `LogEntry`.
-fn write_entry(entry: &Entry) -> Vec<u8> {
-    let message = entry_out(entry);
-    let mut value = Vec::with_capacity(4 + message.encoded_len());
-    value.extend_from_slice(&[0; 4]);
-    message.encode(&mut value).expect("a Vec takes everything");
-    let checksum = crc32fast::hash(&value[4..]);
-    value[..4].copy_from_slice(&checksum.to_le_bytes());
-    value
-}
-
 fn read_entry((key, value): &Row) -> io::Result<Entry> {
     let index = keys::entry_index(key).ok_or_else(|| corrupt("a log key that is no index"))?;
     let damaged = |what: &str| corrupt(format!("log entry {index}: {what}"));
-    let (checksum, message) = value.split_first_chunk::<4>().ok_or_else(|| damaged("too short"))?;
-    if crc32fast::hash(message) != u32::from_le_bytes(*checksum) {
-        return Err(damaged("checksum does not match"));
-    }
+    let message = unsealed(value).map_err(damaged)?;
     let entry = entry_in(decode(message)?).ok_or_else(|| damaged("is no entry"))?;
     if entry.log_id.index != index {
         return Err(damaged(&format!("is entry {}", entry.log_id.index)));
@@ -306,7 +292,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let mut batch = Batch::default();
         let mut written = Vec::new();
         for entry in entries {
-            let value = write_entry(&entry);
+            let value = sealed(&entry_out(&entry));
             let bytes = value.len();
             batch.put(Family::Log, keys::entry(entry.log_id.index), value);
             written.push((entry, bytes));
