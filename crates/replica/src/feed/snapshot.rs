@@ -164,6 +164,7 @@ fn chunk(list: &proto::RouteList) -> std::io::Result<proto::SnapshotChunk> {
 #[cfg(test)]
 mod tests {
     use holdfast_table::Entry;
+    use tokio::time::{Instant, timeout};
 
     use super::*;
 
@@ -231,5 +232,28 @@ mod tests {
         assert!(unfinished.chunk(0).await.is_ok(), "what was made is given all the same");
         let anew = snapshots.near(&state, Revision(0), &tasks);
         assert_eq!(read(&anew).await.digest(), state.table.digest());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn so_many_are_sent_at_once_and_nobody_keeps_the_others_waiting_for_long() {
+        // What the clock rounds to.
+        const ABOUT: Duration = Duration::from_millis(10);
+        let (snapshots, tasks, began) = (Snapshots::default(), TaskTracker::new(), Instant::now());
+        let mut sending = Vec::new();
+        for _ in 0..SENDING_MAX {
+            sending.push(snapshots.turn(&tasks).await);
+        }
+        assert_eq!(began.elapsed(), Duration::ZERO, "nobody waits while there are few");
+        let early = timeout(TURN / 2, snapshots.turn(&tasks)).await;
+        assert!(early.is_err(), "one more than {SENDING_MAX}");
+
+        drop(sending.pop());
+        sending.push(snapshots.turn(&tasks).await);
+        assert!(began.elapsed() < TURN / 2 + ABOUT, "at once, when one has been sent");
+
+        // Nobody reads any more: who came first has had the time for it.
+        let _late = snapshots.turn(&tasks).await;
+        let waited = began.elapsed();
+        assert!((TURN..TURN + ABOUT).contains(&waited), "{waited:?}");
     }
 }
