@@ -32,8 +32,7 @@ def test_idle_servers_go_and_one_that_is_used_stays(tmp_path, monkeypatch):
     monkeypatch.setenv("HOLDFAST_ACTIVITY_INTERVAL", "1s")
     with HoldfastUp(tmp_path / "up", replicas=3, proxies=2) as up, serve_many() as spawner:
         settings = [
-            "c.HoldfastProxy.should_start = False",
-            f"c.HoldfastProxy.endpoints = {up.endpoints!r}",
+            *up.settings,
             *spawner,
             *CULLER.splitlines(),
         ]

@@ -118,6 +118,7 @@ def reconciled(hub, url, directory):
         "--hub-url": url,
         "--token-file": token,
         "--endpoints": hub.endpoint,
+        "--endpoints-token-file": hub.directory / "holdfast-data" / "api-token",
         "--url-ssl-ca": certificates / "hub-ca" / "hub-ca.crt",
         "--url-ssl-cert": certificates / "proxy-client" / "proxy-client.crt",
         "--url-ssl-key": certificates / "proxy-client" / "proxy-client.key",

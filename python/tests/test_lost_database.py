@@ -122,8 +122,7 @@ def test_no_live_route_is_lost_before_an_operators_word_and_a_database_that_is_b
 
 def test_of_a_thousand_live_routes_none_is_lost(up, tmp_path):
     settings = [
-        "c.HoldfastProxy.should_start = False",
-        f"c.HoldfastProxy.endpoints = {up.endpoints!r}",
+        *up.settings,
         "c.JupyterHub.cleanup_servers = False",
     ]
     users = [f"user-{n}" for n in range(1_000)]

@@ -25,8 +25,7 @@ def make_hub(up, tmp_path):
 
         def make_hub(name, namespace):
             settings = [
-                "c.HoldfastProxy.should_start = False",
-                f"c.HoldfastProxy.endpoints = {up.endpoints!r}",
+                *up.settings,
                 f"c.HoldfastProxy.namespace = {namespace!r}",
                 "c.JupyterHub.cleanup_servers = False",
             ]

@@ -1,6 +1,7 @@
-//! Replicas are killed, wiped and kept from each other.
+//! Replicas are killed, wiped and kept from each other; subscribers do not read.
 
 mod divergence;
 mod formation;
 mod leader_kills;
 mod restarts;
+mod stalled;

@@ -24,6 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{Context, forwarded, hint, hinted, patience, proxies};
 use crate::activity;
 use crate::consensus::network::MESSAGE_BYTES_MAX;
+use crate::consensus::types::Node;
 use crate::consensus::{Consensus, ProposeError};
 use crate::feed::ProxyProgress;
 use crate::storage::snapshot::route_out;
