@@ -1,9 +1,12 @@
 //! Activity: which routes are used, and when they were last.
 //!
 //! Requests and tunnels touch; the subscriber reports. Moments are kept on this process's own clock, which nobody sets.
+//! Only the first touch of a route in a second takes a lock: a moment is precise to a second, and reports are further
+//! apart.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,9 +16,11 @@ use holdfast_wire::convert::RouteActivity;
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::Instant;
 
-/// One request or tunnel touches its route once in so much time.
-const TOUCH_EVERY: Duration = Duration::from_secs(1);
 const SHARDS: usize = 64;
+/// Where the second of the last touch is kept: routes that share a place take the lock more often than they need to.
+const PLACES: usize = 4096;
+/// The bits of such a place that are the second; the others say whose it is.
+const SECONDS: u64 = u32::MAX as u64;
 /// What is known of routes that are gone is forgotten when it is more than what is known of the others, and this; by shard.
 const GONE_MAX: usize = 50;
 
@@ -53,6 +58,7 @@ pub(crate) struct Activity {
     start: Instant,
     hasher: RandomState,
     shards: [Mutex<Shard>; SHARDS],
+    touched: Box<[AtomicU64]>,
     open: Mutex<Open>,
     touches: Counter,
 }
@@ -85,7 +91,8 @@ struct Open {
 pub(crate) struct Use {
     activity: Arc<Activity>,
     entry: Arc<Entry>,
-    touched: Option<Instant>,
+    /// Of this version of the route, as good as unique.
+    mark: u64,
 }
 
 /// A tunnel as its route is used by it.
@@ -109,6 +116,7 @@ impl Activity {
             start: Instant::now(),
             hasher: RandomState::new(),
             shards: std::array::from_fn(|_| Mutex::default()),
+            touched: (0..PLACES).map(|_| AtomicU64::default()).collect(),
             open: Mutex::default(),
             touches,
         }
@@ -119,8 +127,17 @@ impl Activity {
         Use {
             activity: self.clone(),
             entry: entry.clone(),
-            touched: None,
+            mark: self.hasher.hash_one((entry.route.spec.key(), entry.modified.0)),
         }
+    }
+
+    /// True once in each second for each version of a route. For most requests it is one load of a number that others
+    /// have loaded.
+    fn is_first_touch(&self, mark: u64, now: Instant) -> bool {
+        let second = now.saturating_duration_since(self.start).as_secs() + 1;
+        let touch = (mark & !SECONDS) | (second & SECONDS);
+        let place = &self.touched[mark as usize % PLACES];
+        place.load(Ordering::Relaxed) != touch && place.swap(touch, Ordering::Relaxed) != touch
     }
 
     /// The route with this key is active, if it still leads to the same server.
@@ -191,13 +208,9 @@ impl ActivitySource for Activity {
 }
 
 impl Use {
-    pub(crate) fn touch(&mut self) {
+    pub(crate) fn touch(&self) {
         let now = Instant::now();
-        if self
-            .touched
-            .is_none_or(|touched| now.saturating_duration_since(touched) >= TOUCH_EVERY)
-        {
-            self.touched = Some(now);
+        if self.activity.is_first_touch(self.mark, now) {
             self.activity.touch(&self.entry, now);
         }
     }
@@ -295,7 +308,7 @@ mod tests {
     async fn what_was_used_is_reported_once_and_all_of_it_when_asked_for() {
         let routes = [("/a/", A, 1), ("/b/", B, 2)];
         let (activity, live) = activity(WebsocketActivity::ClientData, table(2, &routes));
-        let mut a = used(&activity, &live, "/a/");
+        let a = used(&activity, &live, "/a/");
         assert!(report(&activity, true).is_empty());
         a.touch();
         seconds(3).await;
@@ -315,9 +328,35 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn only_the_first_touch_in_a_second_takes_a_lock() {
+        let routes = [("/a/", A, 1), ("/b/", A, 1)];
+        let (activity, live) = activity(WebsocketActivity::ClientData, table(1, &routes));
+        used(&activity, &live, "/a/").touch();
+        let locked: Vec<_> = activity.shards.iter().map(lock).collect();
+        for _ in 0..1_000 {
+            // Would wait for the lock for ever.
+            used(&activity, &live, "/a/").touch();
+        }
+        assert_eq!(activity.touches.get(), 1);
+        drop(locked);
+        used(&activity, &live, "/b/").touch();
+        assert_eq!(activity.touches.get(), 2, "another route is another matter");
+        seconds(1).await;
+        used(&activity, &live, "/a/").touch();
+        assert_eq!(activity.touches.get(), 3, "so is another second");
+        live.replace(table(2, &[("/a/", A, 2)]));
+        used(&activity, &live, "/a/").touch();
+        assert_eq!(activity.touches.get(), 4, "and another version");
+        assert_eq!(
+            report(&activity, false),
+            [("/a/".to_owned(), 2, 0), ("/b/".to_owned(), 1, 1)]
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_route_that_was_added_again_inherits_nothing() {
         let (activity, live) = activity(WebsocketActivity::ClientData, table(1, &[("/a/", A, 1)]));
-        let mut old = used(&activity, &live, "/a/");
+        let old = used(&activity, &live, "/a/");
         old.touch();
         seconds(10).await;
         live.replace(table(2, &[]));
@@ -335,7 +374,7 @@ mod tests {
         used(&activity, &live, "/a/").touch();
         assert_eq!(report(&activity, false), [("/a/".to_owned(), 3, 0)]);
         // The same server under another version: what it does from now on counts.
-        let mut tunnel = used(&activity, &live, "/a/");
+        let tunnel = used(&activity, &live, "/a/");
         live.replace(table(4, &[("/a/", B, 4)]));
         seconds(5).await;
         tunnel.touch();
