@@ -207,7 +207,8 @@ fn is_transient(code: Code) -> bool {
     )
 }
 
-fn was_never_sent(status: &Status) -> bool {
+/// True if a call has failed before there was a connection to make it by.
+pub(crate) fn was_never_sent(status: &Status) -> bool {
     let mut source = status.source();
     while let Some(error) = source {
         if error.is::<ConnectError>() {

@@ -1,7 +1,7 @@
 //! Following: what a subscriber holds, and what it takes from a replica.
 //!
-//! No I/O and no clock here: frames come in, and either the table moves on or the frame is a breach that ends the
-//! stream. A breach never changes the table.
+//! No I/O and no clock here: frames come in, each with its moment, and either the table moves on or the frame is a
+//! breach that ends the stream. A breach never changes the table.
 
 use std::io::Read as _;
 use std::time::Duration;
@@ -10,11 +10,15 @@ use holdfast_table::{Delta, DeltaError, Digest, Entry, Epoch, FieldError, Revisi
 use holdfast_wire::proto::subscribe_response::Frame;
 use holdfast_wire::proto::{self, Bookmark, Hello, RouteList, SnapshotChunk, Start, go_away, hello};
 use prost::Message as _;
+use tokio::time::Instant;
 
 /// The largest chunk once decompressed. A chunk is made to be about 1 MiB compressed.
 const CHUNK_BYTES_MAX: u64 = 128 * 1024 * 1024;
 /// The most routes in a snapshot that is not refused as absurd.
 const ROUTES_MAX: usize = 10_000_000;
+/// How long one replica alone has to say that every route is gone: longer than replicas take to find which of them is
+/// wrong.
+const EMPTY_AFTER: Duration = Duration::from_secs(10);
 
 /// What a subscriber holds, and where its stream is.
 #[derive(Debug, Default)]
@@ -22,7 +26,15 @@ pub(crate) struct Following {
     held: Option<Held>,
     // A replica's digest disagreed with ours: the table is served on, but only a whole new one will do.
     doubted: bool,
+    emptied: Option<Emptied>,
     stream: Stream,
+}
+
+/// A replica's word that every route is gone, while some are held. Forgotten when there is something to follow.
+#[derive(Debug)]
+struct Emptied {
+    replica: String,
+    since: Instant,
 }
 
 #[derive(Clone, Debug)]
@@ -47,6 +59,7 @@ enum Stream {
 /// A snapshot that is not whole yet.
 #[derive(Debug)]
 struct Arriving {
+    replica: String,
     cluster_id: String,
     // So far.
     table: Table,
@@ -113,6 +126,11 @@ pub(crate) enum Breach {
     Damaged(String),
     #[error("an empty snapshot at the revision of the {routes} routes that are held")]
     Emptied { routes: usize },
+    #[error(
+        "a snapshot without any of the {routes} routes that are held; it is taken once another replica says so too, \
+         or this one still does after {} s", EMPTY_AFTER.as_secs()
+    )]
+    Unconfirmed { routes: usize },
     #[error("an unreadable route: {0}")]
     Unreadable(#[from] FieldError),
     #[error("{0}")]
@@ -165,12 +183,12 @@ impl Following {
     ///
     /// # Errors
     /// [`Breach`]: the table is as before, and the stream is to be ended.
-    pub(crate) fn take(&mut self, frame: Frame) -> Result<Step, Breach> {
+    pub(crate) fn take(&mut self, frame: Frame, now: Instant) -> Result<Step, Breach> {
         match (std::mem::replace(&mut self.stream, Stream::Ended), frame) {
             (Stream::Opening, Frame::Hello(hello)) => self.hello(hello),
             // So much has changed at once that a snapshot is smaller than a delta.
             (Stream::Live, Frame::Hello(hello)) if hello.mode() == hello::Mode::Snapshot => self.hello(hello),
-            (Stream::Snapshot(arriving), Frame::SnapshotChunk(chunk)) => self.chunk(arriving, &chunk),
+            (Stream::Snapshot(arriving), Frame::SnapshotChunk(chunk)) => self.chunk(arriving, &chunk, now),
             (Stream::Live, Frame::Delta(bytes)) => {
                 let delta = proto::Delta::decode(bytes).map_err(|_| Breach::Protocol("a delta that is none"))?;
                 let step = self.delta(&Delta::try_from(&delta)?)?;
@@ -227,11 +245,13 @@ impl Following {
                 if !self.doubted && (epoch, revision) == (held.table.epoch(), held.table.revision()) =>
             {
                 self.stream = Stream::Live;
+                self.emptied = None;
                 Ok(Step::Resumed { replica: hello.replica })
             }
             (hello::Mode::Resume, _) => Err(Breach::ResumesElsewhere { epoch, revision }),
             (hello::Mode::Snapshot, _) => {
                 self.stream = Stream::Snapshot(Arriving {
+                    replica: hello.replica.clone(),
                     cluster_id: hello.cluster_id,
                     table: Table::from_entries(epoch, revision, []),
                     routes: 0,
@@ -242,7 +262,7 @@ impl Following {
         }
     }
 
-    fn chunk(&mut self, mut arriving: Arriving, chunk: &SnapshotChunk) -> Result<Step, Breach> {
+    fn chunk(&mut self, mut arriving: Arriving, chunk: &SnapshotChunk, now: Instant) -> Result<Step, Breach> {
         arriving.add(chunk)?;
         if !chunk.last {
             self.stream = Stream::Snapshot(arriving);
@@ -274,7 +294,10 @@ impl Following {
             if (epoch, revision) <= (held.table.epoch(), held.table.revision()) {
                 return Err(Breach::Emptied { routes });
             }
-            // Every route deleted and committed is what the cluster wants; the digest proves that it says so.
+            // A deletion of every route is no breach, but a replica may be wrong by itself.
+            if !self.is_confirmed(arriving.replica, now) {
+                return Err(Breach::Unconfirmed { routes });
+            }
             tracing::error!(%epoch, %revision, routes, "the cluster's table is empty now: every route held is dropped");
         }
         self.held = Some(Held {
@@ -282,8 +305,20 @@ impl Following {
             table,
         });
         self.doubted = false;
+        self.emptied = None;
         self.stream = Stream::Live;
         Ok(Step::Moved)
+    }
+
+    /// Whether more than one word of one replica says that every route is gone.
+    fn is_confirmed(&mut self, replica: String, now: Instant) -> bool {
+        match &self.emptied {
+            Some(said) => said.replica != replica || now.saturating_duration_since(said.since) >= EMPTY_AFTER,
+            None => {
+                self.emptied = Some(Emptied { replica, since: now });
+                false
+            }
+        }
     }
 
     fn delta(&mut self, delta: &Delta) -> Result<Step, Breach> {

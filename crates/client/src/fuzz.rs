@@ -4,31 +4,45 @@
 #[path = "../../../fuzz/replay.rs"]
 mod replay;
 
+use std::collections::BTreeSet;
+
 use holdfast_table::{Entry, Epoch, Revision, Table};
 use holdfast_wire::proto::subscribe_response::Frame;
 use holdfast_wire::proto::{self, Bookmark, RouteList, SnapshotChunk, SubscribeResponse};
 use prost::Message as _;
+use tokio::time::Instant;
 
 use crate::following::{Following, Held};
 
 /// Takes the input for the frames of one replica after the other, each with its length before it.
 ///
-/// Whatever they say, a table is never lost, changed by a frame that is refused, or taken back in time, and its digest is that of
-/// its routes. Checksums and digests that a frame leaves out are filled in, for noise would never guess them.
+/// Whatever they say, a table is never lost, changed by a frame that is refused, taken back in time, or emptied by one
+/// replica's snapshot alone, and its digest is that of its routes. Checksums and digests that a frame leaves out are
+/// filled in, for noise would never guess them.
 pub fn frames(mut input: &[u8]) {
     let mut following = Following::new(None);
     let mut arriving = Vec::new();
+    // It all happens at once: nobody says anything for long.
+    let now = Instant::now();
+    let mut replicas = BTreeSet::new();
     following.start("p0", true);
     while let Ok(frame) = SubscribeResponse::decode_length_delimited(&mut input) {
         let Some(mut frame) = frame.frame else { continue };
         let before = following.held().cloned();
         complete(&mut frame, before.as_ref(), &mut arriving);
+        if let Frame::Hello(hello) = &frame {
+            replicas.insert(hello.replica.clone());
+        }
         let is_delta = matches!(frame, Frame::Delta(_));
-        let taken = following.take(frame);
+        let taken = following.take(frame, now);
         check(before.as_ref(), following.held(), taken.is_ok(), is_delta);
+        let routes = |held: Option<&Held>| held.map_or(0, |held| held.table.len());
+        if routes(before.as_ref()) > 0 && routes(following.held()) == 0 && !is_delta {
+            assert!(replicas.len() > 1, "emptied by one replica alone");
+        }
         if taken.is_err() {
             let more = Frame::Bookmark(Bookmark::default());
-            assert!(following.take(more).is_err(), "a stream goes on after a breach");
+            assert!(following.take(more, now).is_err(), "a stream goes on after a breach");
             following.start("p0", true);
         }
     }

@@ -5,7 +5,7 @@ mod lookout;
 use std::fmt;
 use std::panic::resume_unwind;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use holdfast_table::{Digest, Revision, Table};
 use holdfast_wire::proto::routes_client::RoutesClient;
@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::activity::{Reporter, Reports};
-use crate::attempts::in_words;
+use crate::attempts::{in_words, was_never_sent};
 use crate::backoff::{Backoff, STREAM_CAP};
 use crate::endpoints::{Endpoints, MESSAGE_BYTES_MAX, Replica};
 use crate::following::{Breach, Following, Held, Step};
@@ -59,6 +59,8 @@ pub struct Cached {
     pub cluster_id: String,
     /// The table.
     pub table: Table,
+    /// The last moment for which a replica had vouched for it, by the clock on the wall. `None`: none ever had.
+    pub vouched: Option<SystemTime>,
 }
 
 /// Where the table in use comes from.
@@ -83,8 +85,24 @@ pub struct Freshness {
     pub cluster_id: Option<String>,
     /// The name of the replica that is followed, or whose snapshot is arriving.
     pub replica: Option<String>,
-    /// The last moment for which a replica has vouched that the table was the leader's. `None`: none has yet.
+    /// The last moment for which a replica has vouched that the table was the leader's. `None`: none has yet, to this
+    /// process.
     pub last_contact: Option<Instant>,
+    /// When the table was taken over from an earlier run, and how old it was. `None`: it was not, or nobody knows.
+    pub inherited: Option<(Instant, Duration)>,
+    /// True once no replica could be connected to, each tried in turn; until one is followed.
+    pub unreachable: bool,
+}
+
+impl Freshness {
+    /// How long ago a replica vouched for the table, to this process or to an earlier one. `None`: none ever has.
+    ///
+    /// Over a restart that is by the clock on the wall: one that was set back meanwhile makes the table younger than it
+    /// is, but never younger than this process.
+    pub fn age(&self) -> Option<Duration> {
+        let inherited = || self.inherited.map(|(since, age)| age.saturating_add(since.elapsed()));
+        self.last_contact.map(|at| at.elapsed()).or_else(inherited)
+    }
 }
 
 /// Follows the table of a cluster for as long as it runs, and never lets go of the last one it had.
@@ -104,6 +122,8 @@ pub struct Subscriber {
     reporter: Option<Arc<Reporter>>,
     backoff: Backoff,
     lookout: Lookout,
+    // Replicas in a row that could not be connected to.
+    unreached: usize,
     // When each kind of trouble was last logged.
     alarmed: Option<Instant>,
     lost: Option<Instant>,
@@ -124,15 +144,20 @@ enum End {
 impl Subscriber {
     /// Serves the cached table, if there is one, and connects to nobody yet.
     pub fn new(config: SubscriberConfig) -> Self {
+        let vouched = config.cached.as_ref().and_then(|cached| cached.vouched);
+        // A moment that is yet to come is one before the clock was set back.
+        let inherited = vouched.map(|at| (Instant::now(), at.elapsed().unwrap_or_default()));
         let held = config
             .cached
-            .map(|Cached { cluster_id, table }| Held { cluster_id, table });
+            .map(|Cached { cluster_id, table, .. }| Held { cluster_id, table });
         let freshness = Freshness {
             source: if held.is_some() { Source::Cache } else { Source::None },
             connected: false,
             cluster_id: held.as_ref().map(|held| held.cluster_id.clone()),
             replica: None,
             last_contact: None,
+            inherited,
+            unreachable: false,
         };
         let table = held
             .as_ref()
@@ -148,6 +173,7 @@ impl Subscriber {
             refusals: Refusals::new(),
             reporter: None,
             backoff: Backoff::new(STREAM_CAP),
+            unreached: 0,
             alarmed: None,
             lost: None,
         }
@@ -266,6 +292,7 @@ impl Subscriber {
     }
 
     async fn take(&mut self, frame: Frame) -> Result<Step, Breach> {
+        let now = Instant::now();
         let large = match &frame {
             Frame::SnapshotChunk(_) => true,
             Frame::Delta(delta) => delta.len() >= LARGE_DELTA,
@@ -273,12 +300,12 @@ impl Subscriber {
         };
         // Where there is one thread only, there are no tasks beside this one to be spared.
         if !large || Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
-            return self.following.take(frame);
+            return self.following.take(frame, now);
         }
         // Should this future be dropped meanwhile, what was followed is lost with it; the live table is not.
         let mut following = std::mem::take(&mut self.following);
         let work = tokio::task::spawn_blocking(move || {
-            let step = following.take(frame);
+            let step = following.take(frame, now);
             (following, step)
         });
         match work.await {
@@ -317,6 +344,7 @@ impl Subscriber {
                 self.freshness.send_modify(|freshness| {
                     freshness.source = Source::Stream;
                     freshness.connected = true;
+                    freshness.unreachable = false;
                     freshness.replica = Some(replica);
                 });
                 acks.send_replace(acked);
@@ -345,6 +373,7 @@ impl Subscriber {
                     );
                     freshness.source = Source::Stream;
                     freshness.connected = true;
+                    freshness.unreachable = false;
                     true
                 });
             }
@@ -375,6 +404,14 @@ impl Subscriber {
         self.lookout.ended();
         if self.disconnected() {
             self.lost = None;
+        }
+        self.unreached = match end {
+            End::Lost(status) if was_never_sent(status) => self.unreached + 1,
+            _ => 0,
+        };
+        if self.unreached >= self.endpoints.replicas().len() {
+            self.freshness
+                .send_if_modified(|freshness| !std::mem::replace(&mut freshness.unreachable, true));
         }
         let (logged, alarming) = match end {
             End::Breach(breach) if breach.is_alarming() => (&mut self.alarmed, true),

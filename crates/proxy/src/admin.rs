@@ -132,7 +132,7 @@ async fn status(State(facts): State<Facts>) -> Response {
         source: source_word(freshness.source),
         connected: freshness.connected,
         replica: freshness.replica.as_deref(),
-        staleness_ms: freshness.last_contact.map(|at| milliseconds(at.elapsed())),
+        staleness_ms: freshness.age().map(milliseconds),
         draining: facts.draining.is_raised(),
         ready: facts.is_ready(),
         active_requests: facts.metrics.active_requests.get(),

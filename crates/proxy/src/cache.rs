@@ -4,22 +4,26 @@
 //!
 //! ```text
 //! "HOLDFAST"  version u32
-//! cluster id (length u16, bytes)  epoch u64  revision u64  routes u64  digest [32]   CRC-32 of all so far
+//! vouched: milliseconds since 1970 u64, 0 if no replica ever has                     CRC-32 of these eight bytes
+//! cluster id (length u16, bytes)  epoch u64  revision u64  routes u64  digest [32]   CRC-32 of all but "vouched"
 //! blocks: compressed length u32, plain length u32, zstd frame of a RouteList         CRC-32 of the block
-//! end: 0u32                                                                          CRC-32 of all so far
+//! end: 0u32                                                                          CRC-32 of all but "vouched"
 //! ```
 //!
 //! A new one is written beside, synced and renamed, and the one before is kept. A file is served whole or not at all:
 //! every byte is under a checksum, and the digest of the routes that were read must be the one that was written.
+//!
+//! "vouched" is how old the table is: the last moment for which a replica said that it was the leader's. It alone is
+//! written in place, for a table may stay true for days.
 
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use holdfast_client::{Cached, Freshness, LiveTable};
 use holdfast_table::{Digest, Entry, Epoch, Revision, Table};
@@ -31,11 +35,17 @@ use tokio_util::sync::CancellationToken;
 use crate::metrics::SharedMetrics;
 
 const MAGIC: &[u8; 8] = b"HOLDFAST";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const FILE: &str = "table.cache";
 const PREVIOUS: &str = "table.cache.1";
 const TEMPORARY: &str = "table.cache.tmp";
 const LOCK: &str = "proxy.lock";
+
+/// Where "vouched" is: after the magic and the version.
+const VOUCHED_AT: u64 = 12;
+/// How old "vouched" may grow in the file while replicas vouch: by so much a killed proxy takes its copy for older than
+/// it is.
+const VOUCHED_EVERY: Duration = Duration::from_secs(5);
 
 /// A block is closed when its routes take so many bytes.
 const BLOCK_BYTES: usize = 256 * 1024;
@@ -130,7 +140,8 @@ impl Cache {
     }
 
     /// Writes a copy whenever the table has changed, at most ten times a second, and a last one when `stop` is cancelled.
-    /// A failure is counted, logged and tried again; it ends nothing.
+    /// At once, every [`VOUCHED_EVERY`] and at the end notes when a replica has last vouched for it. A failure is
+    /// counted, logged and tried again; it ends nothing.
     pub(crate) async fn keep(
         mut self,
         table: LiveTable,
@@ -145,12 +156,21 @@ impl Cache {
                 .set(i64::try_from(revision.0).unwrap_or(i64::MAX));
         }
         loop {
+            // Before the table: one that is newer than what a replica has vouched for is no older.
+            let vouched = vouched(&freshness.borrow());
             let newest = *position.borrow_and_update();
             let mut pause = Duration::ZERO;
             if newest > self.current {
                 let started = Instant::now();
-                self = self.copy(&table, &freshness, &metrics).await;
+                self = self.copy(&table, &freshness, vouched, &metrics).await;
                 pause = (started.elapsed() * PAUSE_FACTOR).clamp(PAUSE_MIN, PAUSE_MAX);
+            } else if let Some(vouched) = vouched
+                && newest.is_some()
+            {
+                self = self.note(vouched, &metrics).await;
+                if self.current.is_none() {
+                    continue;
+                }
             }
             let failed = newest > self.current;
             // The table may have changed again while a copy was written.
@@ -170,7 +190,8 @@ impl Cache {
                 () = stop.cancelled() => {}
                 changed = position.changed() => if changed.is_err() {
                     stop.cancelled().await;
-                }
+                },
+                () = vouched_again(freshness.clone(), vouched.is_some()) => {}
             }
         }
     }
@@ -179,6 +200,7 @@ impl Cache {
         mut self,
         table: &LiveTable,
         freshness: &watch::Receiver<Freshness>,
+        vouched: Option<SystemTime>,
         metrics: &SharedMetrics,
     ) -> Self {
         // In this order: a new cluster's id is known before its table is there, so no new table gets an old id.
@@ -191,8 +213,12 @@ impl Cache {
         let keep_previous = self.current.is_some();
         let directory = self.directory.clone();
         let position = (table.epoch(), table.revision());
-        let written = tokio::task::spawn_blocking(move || write(&directory, &cluster_id, &table, keep_previous)).await;
-        match written.unwrap_or_else(|panicked| Err(io::Error::other(panicked))) {
+        let cached = Cached {
+            cluster_id,
+            table: Table::clone(&table),
+            vouched,
+        };
+        match on_a_thread(move || write(&directory, &cached, keep_previous)).await {
             Ok(()) => {
                 metrics.cache_writes.inc();
                 metrics
@@ -207,14 +233,51 @@ impl Cache {
         }
         self
     }
+
+    /// Notes in the copy of the table that is served when a replica has last vouched for it, by the clock as it is set
+    /// now.
+    async fn note(mut self, vouched: SystemTime, metrics: &SharedMetrics) -> Self {
+        let path = self.directory.join(FILE);
+        let noted = on_a_thread(move || {
+            let file = OpenOptions::new().write(true).open(path)?;
+            file.write_all_at(&encode_vouched(Some(vouched)), VOUCHED_AT)
+        });
+        if let Err(error) = noted.await {
+            metrics.cache_write_errors.inc();
+            let directory = self.directory.display();
+            tracing::error!(%directory, %error, "cannot write to the table's copy, making a new one");
+            self.current = None;
+        }
+        self
+    }
+}
+
+/// When a replica has last vouched for the table, by the clock as it is set now; `None`: none ever has.
+fn vouched(freshness: &Freshness) -> Option<SystemTime> {
+    SystemTime::now().checked_sub(freshness.age()?)
+}
+
+/// Returns when it is time to note it; `is_noted`: it has been before.
+async fn vouched_again(mut freshness: watch::Receiver<Freshness>, is_noted: bool) {
+    if is_noted {
+        return tokio::time::sleep(VOUCHED_EVERY).await;
+    }
+    if freshness.wait_for(|freshness| freshness.age().is_some()).await.is_err() {
+        std::future::pending().await
+    }
+}
+
+async fn on_a_thread(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|panicked| Err(io::Error::other(panicked)))
 }
 
 /// Replaces the copy; `keep_previous`: the present one stays as the previous generation.
-fn write(directory: &Path, cluster_id: &str, table: &Table, keep_previous: bool) -> io::Result<()> {
+fn write(directory: &Path, cached: &Cached, keep_previous: bool) -> io::Result<()> {
     let temporary = directory.join(TEMPORARY);
     let file = private(OpenOptions::new().write(true).create(true).truncate(true)).open(&temporary)?;
     let mut out = Checked::new(BufWriter::new(file));
-    encode(&mut out, cluster_id, table)?;
+    encode(&mut out, cached)?;
     let file = out.inner.into_inner().map_err(io::IntoInnerError::into_error)?;
     file.sync_all()?;
     let path = directory.join(FILE);
@@ -229,9 +292,16 @@ fn write(directory: &Path, cluster_id: &str, table: &Table, keep_previous: bool)
     File::open(directory)?.sync_all()
 }
 
-fn encode<W: Write>(out: &mut Checked<W>, cluster_id: &str, table: &Table) -> io::Result<()> {
+fn encode<W: Write>(out: &mut Checked<W>, cached: &Cached) -> io::Result<()> {
+    let Cached {
+        cluster_id,
+        table,
+        vouched,
+    } = cached;
     out.write_all(MAGIC)?;
     out.write_all(&VERSION.to_le_bytes())?;
+    // Beside the checksum of the whole, which would be wrong once it is noted again.
+    out.inner.write_all(&encode_vouched(*vouched))?;
     let length = u16::try_from(cluster_id.len()).map_err(io::Error::other)?;
     out.write_all(&length.to_le_bytes())?;
     out.write_all(cluster_id.as_bytes())?;
@@ -257,6 +327,25 @@ fn encode<W: Write>(out: &mut Checked<W>, cluster_id: &str, table: &Table) -> io
     out.write_all(&0_u32.to_le_bytes())?;
     out.write_checksum()?;
     out.flush()
+}
+
+fn encode_vouched(vouched: Option<SystemTime>) -> [u8; 12] {
+    let since_1970 = vouched.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    let milliseconds = since_1970.and_then(|since| u64::try_from(since.as_millis()).ok());
+    let milliseconds = milliseconds.unwrap_or(0).to_le_bytes();
+    let mut bytes = [0; 12];
+    bytes[..8].copy_from_slice(&milliseconds);
+    bytes[8..].copy_from_slice(&crc32fast::hash(&milliseconds).to_le_bytes());
+    bytes
+}
+
+fn read_vouched<R: Read>(from: &mut R) -> Result<Option<SystemTime>, Refusal> {
+    let mut from = Checked::new(from);
+    let milliseconds = from.u64()?;
+    from.check("the moment at which a replica vouched for it")?;
+    let at = UNIX_EPOCH.checked_add(Duration::from_millis(milliseconds));
+    let at = at.ok_or(Refusal::Damaged("the moment at which a replica vouched for it"))?;
+    Ok(Some(at).filter(|_| milliseconds > 0))
 }
 
 fn write_block<W: Write>(out: &mut Checked<W>, list: &proto::RouteList) -> io::Result<()> {
@@ -291,6 +380,7 @@ fn decode<R: Read>(from: &mut Checked<R>) -> Result<Cached, Refusal> {
         VERSION => {}
         other => return Err(Refusal::Version(other)),
     }
+    let vouched = read_vouched(&mut from.inner)?;
     let mut cluster_id = vec![0; usize::from(u16::from_le_bytes(from.array()?))];
     from.fill(&mut cluster_id)?;
     let epoch = Epoch(from.u64()?);
@@ -314,7 +404,11 @@ fn decode<R: Read>(from: &mut Checked<R>) -> Result<Cached, Refusal> {
     if table.len() as u64 != count || Digest::from_bytes(&digest) != Some(table.digest()) {
         return Err(Refusal::Damaged("digest"));
     }
-    Ok(Cached { cluster_id, table })
+    Ok(Cached {
+        cluster_id,
+        table,
+        vouched,
+    })
 }
 
 /// The next block; `None` at the end.

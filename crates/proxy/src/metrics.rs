@@ -160,7 +160,7 @@ impl Metrics {
         let active_routes = Counter::default();
         r.register(
             "activity",
-            "Times that a route was found to be active, each request and WebSocket once a second at most",
+            "Times that a route was found to be active, each version of a route once a second at most",
             active_routes.clone(),
         );
         let access_log_lost = Counter::default();
@@ -188,7 +188,7 @@ impl Metrics {
         let staleness = Gauge::<f64, AtomicU64>::default();
         r.register_with_unit(
             "table_staleness",
-            "Time since the last proof that the table is the leader's; NaN before the first one",
+            "Time since the last proof that the table is the leader's, to an earlier run too; NaN before the first one",
             Unit::Seconds,
             staleness.clone(),
         );
@@ -276,7 +276,7 @@ impl Metrics {
         self.revision.set(table.map_or(0, |table| signed(table.revision().0)));
         self.epoch.set(table.map_or(0, |table| signed(table.epoch().0)));
         self.routes.set(table.map_or(0, |table| signed(table.len() as u64)));
-        let staleness = freshness.last_contact.map_or(f64::NAN, |at| at.elapsed().as_secs_f64());
+        let staleness = freshness.age().map_or(f64::NAN, |age| age.as_secs_f64());
         self.staleness.set(staleness);
         for ((source, _), gauge) in SOURCES.iter().zip(&self.sources) {
             gauge.set(i64::from(*source == freshness.source));
@@ -400,6 +400,8 @@ mod tests {
             cluster_id: None,
             replica: None,
             last_contact: None,
+            inherited: None,
+            unreachable: false,
         };
         let text = metrics.render(None, &freshness, false, |text| text.push_str("more 1\n"));
         for line in [

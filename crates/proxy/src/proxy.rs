@@ -461,12 +461,13 @@ async fn load_certificates(
     loaded.await.unwrap_or_else(|_| Err(wrong("tls")(TlsError::Cancelled)))
 }
 
-/// Returns when a replica has vouched for the table that a copy held, or has not within [`CONFIRM_TIMEOUT`].
+/// Returns when a replica has vouched for the table that a copy held; when none can be connected to; or after
+/// [`CONFIRM_TIMEOUT`].
 async fn confirmation(mut freshness: watch::Receiver<Freshness>, has_copy: bool) {
     if has_copy {
-        let vouched = freshness.wait_for(|freshness| freshness.last_contact.is_some());
-        // Then none can be asked, and an old table is better than none.
-        let _ = timeout(CONFIRM_TIMEOUT, vouched).await;
+        let settled = freshness.wait_for(|freshness| freshness.last_contact.is_some() || freshness.unreachable);
+        // If none can be asked, an old table is better than none.
+        let _ = timeout(CONFIRM_TIMEOUT, settled).await;
     }
 }
 

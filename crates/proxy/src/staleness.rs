@@ -27,11 +27,12 @@ pub(crate) struct Staleness {
 
 impl Staleness {
     pub(crate) fn new(table: LiveTable, freshness: watch::Receiver<Freshness>, most: Option<Duration>) -> Self {
+        let exceeded = most.is_some_and(|most| freshness.borrow().age() > Some(most));
         Staleness {
             table,
             freshness,
             most,
-            exceeded: AtomicBool::new(false),
+            exceeded: AtomicBool::new(exceeded),
         }
     }
 
@@ -51,13 +52,15 @@ impl Staleness {
             return std::future::pending().await;
         };
         let started = Instant::now();
+        let mut told = false;
         let mut freshness = self.freshness.clone();
         loop {
-            // A copy may be of any age: it is as old as the process, at least.
-            let vouched = freshness.borrow_and_update().last_contact;
-            let age = vouched.unwrap_or(started).elapsed();
+            // A table that nobody has ever vouched for is as old as the process, at least.
+            let age = freshness.borrow_and_update().age();
+            let age = age.unwrap_or_else(|| started.elapsed());
             let exceeded = age > most;
-            if self.exceeded.swap(exceeded, Ordering::Relaxed) != exceeded {
+            self.exceeded.store(exceeded, Ordering::Relaxed);
+            if std::mem::replace(&mut told, exceeded) != exceeded {
                 match exceeded {
                     true => tracing::error!(
                         ?most,
@@ -88,7 +91,7 @@ impl Staleness {
     pub(crate) fn tell(&self, headers: &mut HeaderMap) {
         let revision = self.table.current().as_ref().map(|table| table.revision().0);
         let freshness = self.freshness.borrow();
-        let age = freshness.last_contact.map(|at| at.elapsed().as_millis());
+        let age = freshness.age().map(|age| age.as_millis());
         headers.insert(SOURCE, HeaderValue::from_static(source_word(freshness.source)));
         let age = age.and_then(|age| u64::try_from(age).ok());
         for (name, value) in [(REVISION, revision), (STALENESS, age)] {

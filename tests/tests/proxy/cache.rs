@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use holdfast_table::{Batch, Change, Namespace, Route};
+use holdfast_table::{Batch, Change, Namespace, Route, RouteSpec};
 use holdfast_tests::echo::{Echo, IDENTITY};
 use holdfast_tests::fixture::cluster::SOON;
 use holdfast_tests::fixture::{Cluster, Proxy, stays, until};
@@ -176,6 +176,45 @@ async fn p4_a_proxy_with_an_old_copy_asks_before_it_serves() -> Result<()> {
             first.header(IDENTITY)
         );
     }
+    cluster.finish().await
+}
+
+/// One replica alone is not believed that every route is gone; all of them are, at once.
+#[tokio::test]
+async fn a_purge_reaches_a_proxy_that_was_away() -> Result<()> {
+    // More than are deleted by name.
+    const MANY: usize = 1_500;
+    let mut cluster = Cluster::start(3).await?;
+    let specs = (0..MANY).map(|number| format!("/user/user-{number}/"));
+    let puts = specs
+        .clone()
+        .map(|spec| Ok(Change::Put(Route::parse(&spec, "http://127.0.0.1:1", "{}", "")?)));
+    let puts = Batch::new(Namespace::default(), puts.collect::<Result<_>>()?, Vec::new())?;
+    cluster.writer("default", Duration::ZERO)?.write(puts).await?;
+    let at = cluster.add_proxy()?;
+    cluster.proxies[at].process.start()?;
+    cluster.proxies[at].ready().await?;
+    let (revision, _) = cluster.agree().await?;
+    cluster.proxies[at].cached(revision).await?;
+    cluster.proxies[at].process.terminate(SOON).await?;
+
+    let deletes = specs.map(|spec| Ok(Change::Delete(RouteSpec::parse(&spec)?)));
+    let deletes = Batch::new(Namespace::default(), deletes.collect::<Result<_>>()?, Vec::new())?;
+    let answer = cluster
+        .writer("default", Duration::ZERO)?
+        .write(deletes.expecting(MANY))
+        .await?;
+    ensure!(answer.changed && answer.held == 0, "{answer:?}");
+    cluster.proxies[at].process.start()?;
+    until("the proxy has no route", Duration::from_secs(8), async || {
+        let status = cluster.proxies[at].status().await?;
+        ensure!(status["routes"] == 0 && status["source"] == "stream", "{status}");
+        Ok(())
+    })
+    .await?;
+    let log = cluster.proxies[at].process.log_tail(100);
+    ensure!(log.contains("once another replica says so too"), "{log}");
+    cluster.agree().await?;
     cluster.finish().await
 }
 

@@ -221,6 +221,19 @@ async fn p7_a_proxy_says_how_old_its_table_is() -> Result<()> {
         cluster.proxies[0].ready().await.is_ok(),
         "old knowledge is better than none"
     );
+    // Nor does it forget when it starts again.
+    for is_killed in [true, false] {
+        let process = &mut cluster.proxies[0].process;
+        if is_killed {
+            process.kill();
+        } else {
+            process.terminate(SOON).await?;
+        }
+        process.start()?;
+        cluster.proxies[0].ready().await?;
+        let (connected, ms) = staleness(&cluster).await?;
+        ensure!(!connected && ms >= Some(4_000), "{ms:?} after a restart");
+    }
     for replica in &mut cluster.replicas {
         replica.process.start()?;
     }

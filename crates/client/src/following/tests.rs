@@ -13,8 +13,14 @@ fn holding(table: Table) -> Following {
     following
 }
 
+fn take(following: &mut Following, frame: Frame) -> Result<Step, Breach> {
+    following.take(frame, Instant::now())
+}
+
 fn take_all(following: &mut Following, frames: Vec<Frame>) -> Result<(), Breach> {
-    frames.into_iter().try_for_each(|frame| following.take(frame).map(drop))
+    frames
+        .into_iter()
+        .try_for_each(|frame| take(following, frame).map(drop))
 }
 
 fn position(following: &Following) -> Option<(u64, u64, Digest)> {
@@ -32,8 +38,8 @@ fn without_a_table_any_cluster_is_taken_and_followed() {
     let start = following.start("p0", true);
     assert!(!start.has_table && start.proxy && start.name == "p0");
     take_all(&mut following, snapshot(CLUSTER, &table(1, 5))).unwrap();
-    assert!(matches!(following.take(delta(5, 9)), Ok(Step::Moved)));
-    let agreed = following.take(bookmark(Revision(9), table(1, 9).digest()));
+    assert!(matches!(take(&mut following, delta(5, 9)), Ok(Step::Moved)));
+    let agreed = take(&mut following, bookmark(Revision(9), table(1, 9).digest()));
     assert!(
         matches!(agreed, Ok(Step::Agreed { leader_known: true, .. })),
         "{agreed:?}"
@@ -117,7 +123,7 @@ fn a_route_twice_or_unreadable_is_refused() {
 fn another_cluster_is_refused_at_its_hello() {
     for mode in [Mode::Snapshot, Mode::Resume] {
         let mut following = holding(table(1, 3));
-        let breach = following.take(hello_frame(mode, "c-2", 9, 9)).unwrap_err();
+        let breach = take(&mut following, hello_frame(mode, "c-2", 9, 9)).unwrap_err();
         assert!(matches!(breach, Breach::OtherCluster { .. }) && breach.is_alarming());
         assert_eq!(position(&following), at(&table(1, 3)));
     }
@@ -148,8 +154,8 @@ fn a_restored_cluster_is_followed_for_good() {
         assert_eq!(position(&following), at(&table(2, 4)));
         following.start("p0", true);
     }
-    following.take(hello_frame(Mode::Resume, "c-2", 2, 4)).unwrap();
-    following.take(delta(4, 5)).unwrap();
+    take(&mut following, hello_frame(Mode::Resume, "c-2", 2, 4)).unwrap();
+    take(&mut following, delta(4, 5)).unwrap();
     assert_eq!(position(&following), at(&table(2, 5)));
 }
 
@@ -202,7 +208,7 @@ fn a_restored_cluster_is_not_taken_half() {
     if let Frame::Hello(hello) = &mut hello {
         hello.mode = Mode::Resume.into();
     }
-    let breach = following.take(hello).unwrap_err();
+    let breach = take(&mut following, hello).unwrap_err();
     assert!(matches!(breach, Breach::ResumesElsewhere { .. }), "{breach}");
     assert_eq!(position(&following), at(&table(1, 9)));
 }
@@ -232,12 +238,12 @@ fn a_gap_is_refused_wherever_it_shows() {
     for gap in gaps {
         let mut following = holding(table(1, 3));
         if !matches!(gap, Frame::Hello(_)) {
-            following.take(hello_frame(Mode::Resume, CLUSTER, 1, 3)).unwrap();
+            take(&mut following, hello_frame(Mode::Resume, CLUSTER, 1, 3)).unwrap();
         }
-        following.take(gap.clone()).expect_err(&format!("{gap:?}"));
+        take(&mut following, gap.clone()).expect_err(&format!("{gap:?}"));
         assert_eq!(position(&following), at(&table(1, 3)));
         // The stream is over: what follows a gap is not looked at.
-        following.take(delta(3, 4)).unwrap_err();
+        take(&mut following, delta(3, 4)).unwrap_err();
         assert!(following.start("p0", true).has_table);
     }
 }
@@ -245,8 +251,8 @@ fn a_gap_is_refused_wherever_it_shows() {
 #[test]
 fn after_a_digest_mismatch_only_a_fresh_snapshot_will_do() {
     let mut following = holding(table(1, 3));
-    following.take(hello_frame(Mode::Resume, CLUSTER, 1, 3)).unwrap();
-    let breach = following.take(bookmark(Revision(3), table(1, 2).digest())).unwrap_err();
+    take(&mut following, hello_frame(Mode::Resume, CLUSTER, 1, 3)).unwrap();
+    let breach = take(&mut following, bookmark(Revision(3), table(1, 2).digest())).unwrap_err();
     assert!(matches!(breach, Breach::Digest { .. }) && breach.is_alarming());
 
     let start = following.start("p0", true);
@@ -254,7 +260,7 @@ fn after_a_digest_mismatch_only_a_fresh_snapshot_will_do() {
         (start.has_table, start.cluster_id.as_str(), start.revision),
         (false, CLUSTER, 3)
     );
-    following.take(hello_frame(Mode::Resume, CLUSTER, 1, 3)).unwrap_err();
+    take(&mut following, hello_frame(Mode::Resume, CLUSTER, 1, 3)).unwrap_err();
 
     following.start("p0", true);
     take_all(&mut following, snapshot(CLUSTER, &table(1, 2))).unwrap_err();
@@ -265,27 +271,102 @@ fn after_a_digest_mismatch_only_a_fresh_snapshot_will_do() {
     assert!(following.start("p0", true).has_table);
 }
 
-#[test]
-fn a_committed_deletion_of_everything_is_taken_and_an_unexplained_one_is_not() {
-    let empty = |epoch, revision| Table::from_entries(Epoch(epoch), Revision(revision), []);
-    let mut following = holding(table(1, 3));
-    let breach = take_all(&mut following, snapshot(CLUSTER, &empty(1, 3))).unwrap_err();
-    assert_eq!(breach, Breach::Emptied { routes: 3 });
-    assert_eq!(position(&following), at(&table(1, 3)));
+/// A snapshot without routes, of a replica with this name.
+fn emptied(replica: &str, epoch: u64, revision: u64) -> Vec<Frame> {
+    let mut frames = snapshot(CLUSTER, &Table::from_entries(Epoch(epoch), Revision(revision), []));
+    if let Some(Frame::Hello(hello)) = frames.first_mut() {
+        hello.replica = replica.into();
+    }
+    frames
+}
 
-    following.start("p0", true);
-    take_all(&mut following, snapshot(CLUSTER, &empty(1, 4))).unwrap();
-    assert_eq!(position(&following), at(&empty(1, 4)));
+#[test]
+fn that_every_route_is_gone_is_believed_of_two_replicas_and_of_none_at_the_same_revision() {
+    let empty = Table::from_entries(Epoch(1), Revision(4), []);
+    let mut following = holding(table(1, 3));
+    for replica in ["r0", "r1", "r2"] {
+        let breach = take_all(&mut following, emptied(replica, 1, 3)).unwrap_err();
+        assert_eq!(breach, Breach::Emptied { routes: 3 });
+        following.start("p0", true);
+    }
+    for _ in 0..3 {
+        let breach = take_all(&mut following, emptied("r0", 1, 4)).unwrap_err();
+        assert_eq!(breach, Breach::Unconfirmed { routes: 3 });
+        assert!(breach.is_alarming());
+        assert_eq!(position(&following), at(&table(1, 3)));
+        assert_eq!(following.start("p0", true).revision, 3);
+    }
+    take_all(&mut following, emptied("r1", 1, 4)).unwrap();
+    assert_eq!(position(&following), at(&empty));
+}
+
+#[test]
+fn where_there_is_no_other_replica_one_is_believed_that_goes_on_saying_so() {
+    let mut following = holding(table(1, 3));
+    let first = Instant::now();
+    let mut told = |after: Duration| {
+        following.start("p0", true);
+        let mut frames = emptied("r0", 2, 1).into_iter();
+        frames.try_for_each(|frame| following.take(frame, first + after).map(drop))
+    };
+    for after in [
+        Duration::ZERO,
+        Duration::from_secs(1),
+        EMPTY_AFTER - Duration::from_millis(1),
+    ] {
+        assert_eq!(told(after), Err(Breach::Unconfirmed { routes: 3 }), "{after:?}");
+    }
+    assert_eq!(told(EMPTY_AFTER), Ok(()));
+    assert_eq!(
+        position(&following),
+        at(&Table::from_entries(Epoch(2), Revision(1), []))
+    );
+}
+
+#[test]
+fn a_replica_that_is_wrong_is_believed_no_sooner_for_having_been_wrong_before() {
+    let ways_on = [
+        vec![hello_frame(Mode::Resume, CLUSTER, 1, 3)],
+        snapshot(CLUSTER, &table(1, 3)),
+    ];
+    for way_on in ways_on {
+        let mut following = holding(table(1, 3));
+        take_all(&mut following, emptied("r1", 1, 4)).unwrap_err();
+        following.start("p0", true);
+        take_all(&mut following, way_on).unwrap();
+        for _ in 0..2 {
+            following.start("p0", true);
+            let breach = take_all(&mut following, emptied("r2", 1, 4)).unwrap_err();
+            assert_eq!(breach, Breach::Unconfirmed { routes: 3 });
+        }
+    }
+}
+
+#[test]
+fn routes_that_are_deleted_by_name_need_no_second_word() {
+    let mut following = holding(table(1, 3));
+    take(&mut following, hello_frame(Mode::Resume, CLUSTER, 1, 3)).unwrap();
+    let delta = proto::Delta {
+        from_revision: 3,
+        to_revision: 4,
+        puts: Vec::new(),
+        deletes: (1..=3).map(|n| format!("/user/{n}/")).collect(),
+    };
+    take(&mut following, Frame::Delta(delta.encode_to_vec().into())).unwrap();
+    assert_eq!(
+        position(&following),
+        at(&Table::from_entries(Epoch(1), Revision(4), []))
+    );
 }
 
 #[test]
 fn a_snapshot_in_the_middle_of_a_stream_is_taken_unless_it_is_older() {
     let mut following = holding(table(1, 3));
-    following.take(hello_frame(Mode::Resume, CLUSTER, 1, 3)).unwrap();
-    following.take(delta(3, 4)).unwrap();
+    take(&mut following, hello_frame(Mode::Resume, CLUSTER, 1, 3)).unwrap();
+    take(&mut following, delta(3, 4)).unwrap();
     take_all(&mut following, snapshot(CLUSTER, &table(1, 9))).unwrap();
     assert_eq!(position(&following), at(&table(1, 9)));
-    following.take(delta(9, 10)).unwrap();
+    take(&mut following, delta(9, 10)).unwrap();
     let older = take_all(&mut following, snapshot(CLUSTER, &table(1, 8)));
     assert!(matches!(older, Err(Breach::Older { .. })), "{older:?}");
     assert_eq!(position(&following), at(&table(1, 10)));

@@ -30,6 +30,7 @@ fn configured(addresses: &[&str], cached: Option<Table>) -> Subscriber {
         cached: cached.map(|table| Cached {
             cluster_id: CLUSTER.into(),
             table,
+            vouched: None,
         }),
     })
 }
@@ -381,6 +382,103 @@ async fn a_stream_ends_when_its_replica_has_lost_its_leader_and_what_was_vouched
     assert!(matches!(end, End::Leaderless), "{end}");
     let contact = subscriber.freshness.borrow().last_contact;
     assert_eq!(contact.unwrap().elapsed(), Duration::from_millis(2_540));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_table_of_an_earlier_run_is_as_old_as_it_was_and_the_process_together() {
+    const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
+    const MINUTE: Duration = Duration::from_secs(60);
+    let now = SystemTime::now();
+    for (vouched, least) in [
+        (Some(now - WEEK), Some(WEEK)),
+        // The clock was set back meanwhile.
+        (Some(now + WEEK), Some(Duration::ZERO)),
+        (None, None),
+    ] {
+        let mut subscriber = Subscriber::new(SubscriberConfig {
+            endpoints: Endpoints::parse(&["127.0.0.1:1"]).unwrap(),
+            name: "p0".into(),
+            proxy: true,
+            cached: Some(Cached {
+                cluster_id: CLUSTER.into(),
+                table: table(1, 10),
+                vouched,
+            }),
+        });
+        let age = |subscriber: &Subscriber| subscriber.freshness.borrow().age();
+        let first = age(&subscriber);
+        assert_eq!(first.is_some(), least.is_some());
+        assert!(
+            first >= least && first <= least.map(|least| least + MINUTE),
+            "{first:?}"
+        );
+        tokio::time::advance(MINUTE).await;
+        assert_eq!(age(&subscriber), first.map(|first| first + MINUTE));
+        driven(&mut subscriber, async |frames| {
+            send(&frames, hello(Mode::Resume, CLUSTER, 1, 10)).await;
+            send(&frames, bookmark(Revision(10), table(1, 10).digest())).await;
+        })
+        .await;
+        assert!(age(&subscriber) < Some(MINUTE), "a replica has vouched since");
+    }
+}
+
+#[tokio::test]
+async fn it_is_told_when_no_replica_can_be_connected_to_until_one_is_followed() {
+    let mut a = ScriptedReplica::start().await;
+    let relay = Relay::start("127.0.0.1:0", &a.address).await;
+    let address = relay.address.clone();
+    drop(relay);
+    let mut running = started(configured(&["127.0.0.1:1", &address], Some(table(1, 10))));
+    running.until(|fresh| fresh.unreachable).await;
+    assert_eq!(running.freshness.borrow().last_contact, None);
+
+    let _relay = Relay::start(&address, &a.address).await;
+    let call = a.subscribe().await;
+    call.send([hello(Mode::Resume, CLUSTER, 1, 10)]).await;
+    let fresh = running.until(|fresh| fresh.connected).await;
+    assert!(!fresh.unreachable);
+}
+
+#[tokio::test]
+async fn a_replica_that_is_silent_or_sends_us_away_can_be_connected_to() {
+    let mut subscriber = configured(&["127.0.0.1:1", "127.0.0.1:2"], Some(table(1, 10)));
+    let replica = subscriber.endpoints.replicas()[0].clone();
+    let End::Lost(refused) = subscriber.follow(&replica).await else {
+        panic!("nobody listens there")
+    };
+    for other in [End::NoHello, End::Closed, End::Lost(Status::unavailable("not ready"))] {
+        subscriber.ended(&replica, &End::Lost(refused.clone()));
+        subscriber.ended(&replica, &other);
+        assert!(!subscriber.freshness.borrow().unreachable, "{other}");
+    }
+    for is_told in [false, true] {
+        subscriber.ended(&replica, &End::Lost(refused.clone()));
+        assert_eq!(subscriber.freshness.borrow().unreachable, is_told);
+    }
+}
+
+#[tokio::test]
+async fn a_purge_while_a_subscriber_was_away_is_taken_by_the_word_of_two_replicas() {
+    let (mut a, mut b) = (ScriptedReplica::start().await, ScriptedReplica::start().await);
+    let running = run(&[&a, &b], Some(table(1, 10)));
+    let empty = Table::from_entries(holdfast_table::Epoch(1), Revision(11), []);
+    let emptied = |replica: &str| {
+        let mut frames = snapshot(CLUSTER, &empty);
+        if let Some(Frame::Hello(hello)) = frames.first_mut() {
+            hello.replica = replica.into();
+        }
+        frames
+    };
+    let (mut call, at_a) = either(&mut a, &mut b).await;
+    call.send(emptied("first")).await;
+    assert_eq!(call.ack().await, None);
+    running.serves(&table(1, 10));
+    let mut call = if at_a { b.subscribe().await } else { a.subscribe().await };
+    assert_eq!((call.start.has_table, call.start.revision), (true, 10));
+    call.send(emptied("second")).await;
+    call.acked(&empty).await;
+    running.serves(&empty);
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,7 +9,7 @@ use http::{HeaderMap, Method, Request, StatusCode, Version};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::fixture::{Conversation, Http2, Setup, Target, header, soon, until};
+use crate::fixture::{Conversation, Http2, Setup, Target, ask, header, soon, until};
 use crate::websockets::ACCEPT;
 
 fn request(method: Method, uri: &str) -> Request<()> {
@@ -104,6 +104,48 @@ async fn what_cannot_be_read_in_one_way_gets_400() {
     assert_eq!(client.ask(other, Bytes::new()).await.0.status(), 400);
     assert_eq!(hub.connections(), 0);
     assert_eq!(client.get("http://a/").await.0.status(), 200, "the connection goes on");
+}
+
+/// One frame of HTTP/2.
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
+}
+
+/// What follows a `#` is nobody's part of a request. Over HTTP/1.1 the request is refused; over HTTP/2 it is gone
+/// before anybody here sees the path, so that it can decide nothing and reaches no target.
+#[tokio::test]
+async fn a_fragment_is_cut_over_http_2_and_refused_over_http_1() {
+    let (a, b) = tokio::join!(Target::mirror("a"), Target::mirror("b"));
+    let setup = Setup::new(&[("/a/", &a.url), ("/b/", &b.url)]).await;
+    for path in ["/a/x#/../../b/", "/a/x#", "/a/x#?q"] {
+        let refused = ask(setup.proxy.public, format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n")).await;
+        assert_eq!(refused.status(), 400, "{path}");
+        assert_eq!(a.connections(), 0, "{path}");
+    }
+    for path in ["/a/x#/../../b/", "/a/x#", "/a/x#?q"] {
+        // In words of HPACK's own table: GET, http, a path, an authority. A client library would not say such a path.
+        let length = |text: &str| u8::try_from(text.len()).unwrap();
+        let head: [&[u8]; 4] = [
+            &[0x82, 0x86, 0x04, length(path)],
+            path.as_bytes(),
+            &[0x01, length("h")],
+            b"h",
+        ];
+        let mut client = Conversation::connect(setup.proxy.public).await;
+        client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+        client
+            .send([frame(4, 0, 0, &[]), frame(1, 5, 1, &head.concat())].concat())
+            .await;
+        let seen = b"GET /a/x HTTP/1.1\r\n";
+        soon(async {
+            while !client.unread.windows(seen.len()).any(|window| window == seen) {
+                assert!(client.read_more().await.unwrap() > 0, "{path}");
+            }
+        })
+        .await;
+    }
+    assert_eq!(b.connections(), 0);
 }
 
 fn websocket() -> Request<()> {

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use holdfast_client::Endpoints;
 use holdfast_proxy::{BuildError, TrustedProxies};
@@ -113,6 +113,14 @@ async fn a_restart_from_the_cache_serves_every_route() {
     proxy.stop().await;
 
     let proxy = Proxy::start(config(directory.path())).await;
+    let started = Instant::now();
+    assert_eq!(get(proxy.public, &specs[0]).await.status(), 200);
+    // Nobody can be asked, and that is known at once.
+    assert!(
+        started.elapsed() < Duration::from_millis(500),
+        "{:?}",
+        started.elapsed()
+    );
     let status = proxy.status().await;
     assert_eq!(
         (&status["source"], &status["connected"]),
@@ -302,7 +310,7 @@ async fn a_table_older_than_it_may_be_is_not_served_until_a_replica_vouches_for_
     until(async || !setup.proxy.status().await["staleness_ms"].is_null()).await;
     let ready = get(setup.proxy.admin, "/readyz?verbose").await.text();
     assert_eq!(ready, "[+] table\n[+] listeners\n[+] not-draining\n[+] not-stale\nok\n");
-    let stopped = std::time::Instant::now();
+    let stopped = Instant::now();
     replica.stop().await;
     until(async || get(setup.proxy.public, "/").await.status() == 503).await;
     assert!(
@@ -323,6 +331,72 @@ async fn a_table_older_than_it_may_be_is_not_served_until_a_replica_vouches_for_
     let _replica = Replica::on(listener, table(2, &[("/", &hub.url)]));
     until(async || get(setup.proxy.public, "/").await.status() == 200).await;
     until(async || get(setup.proxy.admin, "/readyz").await.status() == 200).await;
+}
+
+/// Has the table's copy say that a replica vouched for it so long ago.
+fn age_copy(directory: &TempDir, age: Duration) {
+    let path = directory.path().join("table.cache");
+    let mut bytes = fs::read(&path).unwrap();
+    let vouched = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() - age;
+    let vouched = (vouched.as_millis() as u64).to_le_bytes();
+    bytes[12..20].copy_from_slice(&vouched);
+    bytes[20..24].copy_from_slice(&crc32fast::hash(&vouched).to_le_bytes());
+    fs::write(&path, bytes).unwrap();
+}
+
+/// P7: however often it starts again, a proxy knows how old its table is.
+#[tokio::test]
+async fn a_restart_makes_no_table_younger() {
+    const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
+    let hub = Target::mirror("hub").await;
+    let Setup {
+        proxy,
+        replica,
+        directory,
+    } = Setup::new(&[("/", &hub.url)]).await;
+    until(async || !proxy.status().await["staleness_ms"].is_null()).await;
+    replica.stop().await;
+    proxy.stop().await;
+    age_copy(&directory, WEEK);
+    let mut limited = true;
+    for _ in 0..3 {
+        let mut config = config(directory.path());
+        config.max_stale = limited.then_some(Duration::from_secs(300));
+        config.policy.trusted_proxies = TrustedProxies::parse("127.0.0.0/8").unwrap();
+        let proxy = Proxy::start(config).await;
+        let answer = get(proxy.public, "/").await;
+        assert_eq!(answer.status(), if limited { 503 } else { 200 }, "{}", answer.head);
+        let told = answer
+            .header("x-holdfast-staleness-ms")
+            .unwrap()
+            .parse::<u64>()
+            .unwrap();
+        let status = proxy.status().await["staleness_ms"].as_u64().unwrap();
+        let metric = proxy.metric("holdfast_proxy_table_staleness_seconds").await;
+        for seconds in [told as f64 / 1e3, status as f64 / 1e3, metric] {
+            let expected = WEEK.as_secs_f64()..WEEK.as_secs_f64() + 60.0;
+            assert!(expected.contains(&seconds), "{seconds}");
+        }
+        assert_eq!(proxy.status().await["ready"], !limited);
+        proxy.stop().await;
+        limited = !limited;
+    }
+}
+
+/// A replica may be wrong by itself: that every route is gone is believed of two.
+#[tokio::test]
+async fn one_replica_that_says_that_every_route_is_gone_empties_no_proxy() {
+    let hub = Target::mirror("hub").await;
+    let setup = Setup::new(&[("/", &hub.url)]).await;
+    setup.proxy.stop().await;
+    let wrong = Replica::start(table(2, &[])).await;
+    let mut config = config(setup.directory.path());
+    config.endpoints = Endpoints::parse(&[wrong.address.to_string()]).unwrap();
+    let proxy = Proxy::start(config).await;
+    until(async || wrong.subscribes.load(Ordering::SeqCst) >= 3).await;
+    let status = proxy.status().await;
+    assert_eq!((&status["revision"], &status["routes"]), (&1.into(), &1.into()));
+    assert_eq!(get(proxy.public, "/").await.status(), 200);
 }
 
 #[tokio::test]
