@@ -5,15 +5,16 @@ use std::fmt;
 use std::net::SocketAddrV4;
 use std::sync::{Arc, LazyLock};
 
-use serde::de::{MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
-
 use crate::path::{Host, PathError, RequestPath};
 
 /// The longest routespec or target, in bytes.
 pub const SPEC_BYTES_MAX: usize = 8 * 1024;
 /// The largest `data`, in bytes of JSON text.
 pub const DATA_BYTES_MAX: usize = 64 * 1024;
+/// How deep objects and arrays in `data` may be nested.
+pub const DATA_DEPTH_MAX: usize = 100;
+/// The longest number in `data`, in digits; Python may be told to read no more than 640.
+pub const DATA_DIGITS_MAX: usize = 600;
 /// The longest namespace, in bytes.
 pub const NAMESPACE_BYTES_MAX: usize = 63;
 
@@ -327,9 +328,9 @@ impl Data {
     /// Checks that `text` is one JSON object; an empty text means `{}`.
     ///
     /// # Errors
-    /// [`FieldError`] on `data`: not JSON (RFC 8259), not an object, larger than [`DATA_BYTES_MAX`], or what some readers
-    /// stumble over: nested 128 deep, half of a surrogate pair, a number beyond a double's range. One such route would
-    /// keep a hub from reading all of them.
+    /// [`FieldError`] on `data`: not JSON (RFC 8259), not an object, larger than [`DATA_BYTES_MAX`], or what Python does not
+    /// read by default: nested deeper than [`DATA_DEPTH_MAX`], a number of more than [`DATA_DIGITS_MAX`] digits. One such
+    /// route would keep a hub from listing any.
     pub fn parse(text: &str) -> Result<Self, FieldError> {
         let refuse = |problem: String| FieldError::new("data", text, problem);
         if text.is_empty() {
@@ -343,6 +344,12 @@ impl Data {
         if !text.trim_start().starts_with('{') {
             return Err(refuse("must be a JSON object".into()));
         }
+        let (depth, digits) = extent(text);
+        if depth > DATA_DEPTH_MAX || digits > DATA_DIGITS_MAX {
+            return Err(refuse(format!(
+                "may be nested {DATA_DEPTH_MAX} deep and have numbers of {DATA_DIGITS_MAX} digits: hubs read no more"
+            )));
+        }
         Ok(Data(text.into()))
     }
 
@@ -352,55 +359,27 @@ impl Data {
     }
 }
 
-/// Any JSON, read to its end, within serde_json's bounds.
-struct Readable;
-
-impl<'de> Deserialize<'de> for Readable {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Readable)
+/// How deep JSON is nested, and how many digits in a row it has outside of its strings.
+fn extent(json: &str) -> (usize, usize) {
+    let (mut depth, mut deepest, mut digits, mut most) = (0usize, 0, 0, 0);
+    let mut bytes = json.bytes();
+    while let Some(byte) = bytes.next() {
+        digits = if byte.is_ascii_digit() { digits + 1 } else { 0 };
+        most = most.max(digits);
+        match byte {
+            b'"' => {
+                while bytes
+                    .next()
+                    .is_some_and(|byte| byte != b'"' && (byte != b'\\' || bytes.next().is_some()))
+                {}
+            }
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
     }
-}
-
-impl<'de> Visitor<'de> for Readable {
-    type Value = Readable;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON")
-    }
-
-    fn visit_unit<E>(self) -> Result<Readable, E> {
-        Ok(self)
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<Readable, E> {
-        Ok(self)
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<Readable, E> {
-        Ok(self)
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<Readable, E> {
-        Ok(self)
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<Readable, E> {
-        Ok(self)
-    }
-
-    fn visit_str<E>(self, _: &str) -> Result<Readable, E> {
-        Ok(self)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Readable, A::Error> {
-        while items.next_element::<Readable>()?.is_some() {}
-        Ok(self)
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Readable, A::Error> {
-        while fields.next_entry::<Readable, Readable>()?.is_some() {}
-        Ok(self)
-    }
+    (deepest, most)
 }
 
 impl Default for Data {
@@ -622,7 +601,8 @@ mod tests {
         let large = format!("{{\"x\":\"{}\"}}", "y".repeat(DATA_BYTES_MAX));
         let nested = |depth: usize| format!("{{\"x\":{}{}}}", "[".repeat(depth), "]".repeat(depth));
         let number = |digits: usize| format!("{{\"x\":{}}}", "9".repeat(digits));
-        for good in [nested(100), number(300)] {
+        let text = format!(r#"{{"x":"\\\"{}{}"}}"#, "[".repeat(200), "9".repeat(700));
+        for good in [nested(99), number(600), text] {
             assert_eq!(Data::parse(&good).unwrap().as_str(), good);
         }
         let (deep, long) = (nested(20_000), number(5_000));

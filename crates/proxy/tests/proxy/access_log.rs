@@ -168,7 +168,7 @@ async fn a_websocket_is_a_line_when_it_has_ended() {
 #[tokio::test]
 async fn who_is_believed_names_requests_and_users() {
     let target = Target::mirror("target").await;
-    let (setup, log) = setup_with(&[("/hub", &target.url)], |config| {
+    let (setup, log) = setup_with(&[("/hub/", &target.url)], |config| {
         config.policy.trusted_proxies = TrustedProxies::parse("127.0.0.1").unwrap();
     })
     .await;
@@ -182,7 +182,7 @@ async fn who_is_believed_names_requests_and_users() {
     ] {
         let mut user = Conversation::connect(setup.proxy.public).await;
         user.send(format!(
-            "GET /hub HTTP/1.1\r\nHost: h\r\nX-Request-Id: {id}\r\nX-Forwarded-For: 203.0.113.9\r\n\r\n"
+            "GET /hub/ HTTP/1.1\r\nHost: h\r\nX-Request-Id: {id}\r\nX-Forwarded-For: 203.0.113.9\r\n\r\n"
         ))
         .await;
         let seen = user.answer().await.text();
