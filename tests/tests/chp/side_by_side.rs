@@ -327,8 +327,12 @@ async fn what_chp_gets_wrong_is_right_here() -> Result<()> {
     ensure!(malformed.status == 400, "CHP never answers: {malformed:?}");
     let pathless = ours.ask(Method::DELETE, "/api/routes", "").await?;
     ensure!(pathless.status == 404, "CHP never answers: {pathless:?}");
-    // Its own doors are no targets.
-    ours.add("/control", &format!("http://{}", ours.api)).await?;
+    // Its own doors are no targets, whatever they are called.
+    let own = serde_json::json!({"target": format!("http://{}", ours.api)}).to_string();
+    let refused = ours.ask(Method::POST, "/api/routes/control", own).await?;
+    ensure!(refused.status == 400, "{refused:?}");
+    let port = ours.api.rsplit(':').next().unwrap_or_default();
+    ours.add("/control", &format!("http://localhost:{port}")).await?;
     let asked =
         request(Method::GET, &ours.public, "/control/api/routes").header("authorization", format!("token {TOKEN}"));
     let answer = send(&ours.public, asked, Bytes::new()).await?;
