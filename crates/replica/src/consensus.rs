@@ -5,6 +5,8 @@ mod holds;
 pub mod membership;
 pub mod network;
 mod proposals;
+mod snapshots;
+mod trim;
 pub mod types;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -25,25 +27,19 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 use tonic::transport::Channel;
 
+use crate::admission::Admitted;
 use crate::config::ClusterConfig;
 #[cfg(test)]
 use crate::simulation::planted::{Bug, planted};
 use crate::storage::identity::Identity;
-use crate::storage::log::LogStore;
+use crate::storage::log::{LogSize, LogStore};
 use crate::storage::state_machine::{Position, Published, StateMachine};
 use network::{Network, lazy_channel, raft_client};
 use proposals::Proposals;
+pub use trim::LogBound;
 use types::{Answer, LogId, Node, TypeConfig, log_id_out};
 
 pub type Raft = openraft::Raft<TypeConfig, StateMachine>;
-
-/// Entries between snapshots, and entries kept beyond one: a replica that was away for so many catches up from the log.
-/// The simulation takes snapshots all the time.
-const SNAPSHOT_EVERY: u64 = if cfg!(test) { 50 } else { 20_000 };
-const LOG_KEEP: u64 = if cfg!(test) { 5 } else { 20_000 };
-const PURGE_AT_ONCE: u64 = if cfg!(test) { 1 } else { 1_000 };
-/// A replica further behind gets a snapshot.
-const LAG_MAX: u64 = if cfg!(test) { 20 } else { 60_000 };
 
 /// A running member of a formed cluster.
 #[derive(Clone)]
@@ -55,6 +51,7 @@ pub struct Consensus {
     identity: Arc<Identity>,
     network: Network,
     published: Published,
+    log_size: LogSize,
     last_contact: Arc<Mutex<Option<Instant>>>,
     // At most two addresses per member.
     channels: Arc<Mutex<HashMap<String, Channel>>>,
@@ -108,6 +105,7 @@ impl Consensus {
             .validate()
             .map_err(io::Error::other)?;
         let network = Network::new(&identity.cluster_id, identity.node_id);
+        let log_size = log.size();
         let raft = Raft::new(identity.node_id, Arc::new(config), network.clone(), log, machine)
             .await
             .map_err(io::Error::other)?;
@@ -118,6 +116,7 @@ impl Consensus {
             identity: Arc::new(identity),
             network,
             published,
+            log_size,
             last_contact: Arc::default(),
             channels: Arc::default(),
             held: watch::Sender::new(false),
@@ -251,7 +250,7 @@ impl Consensus {
         }
     }
 
-    /// Decides a command, as the leader. `entry` is the same command as it goes into the log.
+    /// Decides a command, as the leader. `entry` is the same command as it goes into the log; `admitted` stays with it.
     ///
     /// A command that changes nothing is answered without a log entry, after the leadership was confirmed, unless it is a
     /// `retry` of one that may be under way still. Dropping the future does not take the write back.
@@ -262,6 +261,7 @@ impl Consensus {
         &self,
         command: &Command,
         entry: &proto::Command,
+        admitted: &Admitted,
         retry: bool,
         deadline: Instant,
     ) -> Result<Written, ProposeError> {
@@ -276,7 +276,8 @@ impl Consensus {
                 return Ok(answer?);
             }
         }
-        match self.proposals.decide(entry.encode_to_vec().into(), deadline).await? {
+        let command = entry.encode_to_vec().into();
+        match self.proposals.decide(command, admitted.clone(), deadline).await? {
             Answer::Write(result) => Ok(result?),
             Answer::Hub(_) | Answer::Settled(..) => Err(ProposeError::Unknown),
         }
@@ -286,9 +287,15 @@ impl Consensus {
     ///
     /// # Errors
     /// [`ProposeError`]; after `Unknown` the same call gives the same epoch.
-    pub async fn open_hub(&self, entry: &proto::Command, deadline: Instant) -> Result<HubEpoch, ProposeError> {
+    pub async fn open_hub(
+        &self,
+        entry: &proto::Command,
+        admitted: &Admitted,
+        deadline: Instant,
+    ) -> Result<HubEpoch, ProposeError> {
         self.released(deadline).await?;
-        match self.proposals.decide(entry.encode_to_vec().into(), deadline).await? {
+        let command = entry.encode_to_vec().into();
+        match self.proposals.decide(command, admitted.clone(), deadline).await? {
             Answer::Hub(result) => Ok(result?),
             Answer::Write(_) | Answer::Settled(..) => Err(ProposeError::Unknown),
         }
@@ -301,10 +308,12 @@ impl Consensus {
     pub async fn end_holds(
         &self,
         entry: &proto::Command,
+        admitted: &Admitted,
         deadline: Instant,
     ) -> Result<(usize, Revision), ProposeError> {
         self.released(deadline).await?;
-        match self.proposals.decide(entry.encode_to_vec().into(), deadline).await? {
+        let command = entry.encode_to_vec().into();
+        match self.proposals.decide(command, admitted.clone(), deadline).await? {
             Answer::Settled(ended, revision) => Ok((ended, revision)),
             Answer::Write(_) | Answer::Hub(_) => Err(ProposeError::Unknown),
         }
@@ -558,10 +567,9 @@ fn config(cluster: &ClusterConfig, disk_sync: Duration, cluster_id: &str) -> Con
         backoff: "50ms 100ms 200ms ...1s".to_owned(),
         install_snapshot_timeout: 60_000,
         max_payload_entries: 1_000,
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
-        max_in_snapshot_log_to_keep: LOG_KEEP,
-        replication_lag_threshold: LAG_MAX,
-        purge_batch_size: PURGE_AT_ONCE,
+        // The log is purged when it is told to: trim.rs.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
         ..Config::default()
     }
 }

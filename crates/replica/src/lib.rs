@@ -1,7 +1,9 @@
 //! One member of the cluster: keeps the table in a replicated log and hands it to those who follow it.
 
 mod activity;
+mod admission;
 pub mod backup;
+mod chunks;
 pub mod config;
 mod consensus;
 mod feed;

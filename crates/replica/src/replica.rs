@@ -27,7 +27,7 @@ use crate::config::{ConfigError, PeerAddress, ReplicaConfig};
 use crate::consensus::bootstrap::{self, Introduction, Misplaced, is_member};
 use crate::consensus::membership;
 use crate::consensus::network::MESSAGE_BYTES_MAX;
-use crate::consensus::{Consensus, Failure};
+use crate::consensus::{Consensus, Failure, LogBound};
 use crate::listen::{Address, Listener, TlsListener};
 use crate::scrub::{Finding, scrub};
 use crate::services::cluster::ClusterService;
@@ -475,6 +475,7 @@ pub(crate) async fn attend(config: &ReplicaConfig, context: &Arc<Context>, conse
         finding = scrub(context.clone(), consensus.clone()) => wrong(context, finding),
         never = membership::run(&config.cluster, consensus) => match never {},
         never = consensus.look_after_holds() => match never {},
+        never = consensus.trim_log(LogBound::DEFAULT) => match never {},
         never = serve(context, consensus) => match never {},
         never = correct_address(context, consensus) => match never {},
         never = activity::share(context.clone(), consensus.clone()) => match never {},

@@ -1,7 +1,6 @@
 //! The doors: one module per service, and what they share.
 
 pub mod admin;
-mod admission;
 pub mod backup;
 pub mod chp_api;
 pub mod cluster;
@@ -26,13 +25,13 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 
 use crate::activity::Activity;
+use crate::admission::Admission;
 use crate::consensus::Consensus;
 use crate::consensus::bootstrap::Introduction;
 use crate::feed::Feed;
 use crate::feed::whereabouts::Whereabouts;
 use crate::metrics::Metrics;
 use crate::storage::Store;
-use admission::Admission;
 
 /// How long a call without a deadline of its own may take.
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);

@@ -1,7 +1,8 @@
-//! Replicas are killed, wiped and kept from each other; subscribers do not read.
+//! Replicas are killed, wiped, kept from each other, and asked for more than they take; subscribers do not read.
 
 mod divergence;
 mod formation;
 mod leader_kills;
+mod overload;
 mod restarts;
 mod stalled;

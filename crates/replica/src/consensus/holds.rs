@@ -8,6 +8,7 @@ use holdfast_wire::proto::command::Command as Content;
 use tokio::time::Instant;
 
 use super::{Consensus, now_ms};
+use crate::admission::Admitted;
 
 /// Between two looks at what is held.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -50,7 +51,10 @@ impl Consensus {
         let mut sum = 0;
         loop {
             let entry = self.stamped(Content::ExpireHeld(proto::ExpireHeld {}));
-            match self.end_holds(&entry, Instant::now() + PATIENCE).await {
+            match self
+                .end_holds(&entry, &Admitted::own(), Instant::now() + PATIENCE)
+                .await
+            {
                 Ok((0, _)) => break,
                 Ok((ended, _)) => sum += ended,
                 Err(error) => {
@@ -89,8 +93,9 @@ mod tests {
             let command = Command { batch, session: None };
             let mut entry = consensus.stamped(Content::Write((&command).into()));
             entry.time_ms -= age_ms;
-            let written = consensus.propose(&command, &entry, false, Instant::now() + SOON).await;
-            written.unwrap().held
+            let (own, deadline) = (Admitted::own(), Instant::now() + SOON);
+            let written = consensus.propose(&command, &entry, &own, false, deadline);
+            written.await.unwrap().held
         };
         let deletes = |numbers: std::ops::Range<usize>| numbers.map(|n| Change::Delete(route(n).spec)).collect();
         write((0..40).map(|n| Change::Put(route(n))).collect(), 0).await;

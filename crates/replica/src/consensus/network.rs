@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -26,11 +27,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
+use super::snapshots::{self, Snapshots};
 use super::types::{
     LogId, Node, Snapshot, TypeConfig, Vote, ballot_in, ballot_out, entry_out, log_id_in, log_id_out,
     stored_membership_out,
 };
-use crate::storage::snapshot;
 
 type RpcError = RPCError<TypeConfig>;
 
@@ -45,8 +46,6 @@ const NEWS_WAIT: Duration = Duration::from_millis(1);
 const IN_A_ROW: Duration = Duration::from_millis(3);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 const KEEPALIVE: Duration = Duration::from_secs(1);
-/// A snapshot that makes no progress for so long is given up.
-const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A channel to `address` that connects when it is first used, and again whenever it must.
 pub fn lazy_channel(address: &str) -> Result<Channel, tonic::transport::Error> {
@@ -79,6 +78,8 @@ pub struct Network {
     pub told: Told,
     /// Where the members are.
     pub addresses: Addresses,
+    snapshots: Snapshots,
+    withheld: Arc<watch::Sender<u64>>,
 }
 
 /// Where members are by now: openraft keeps the connections that it has asked for, also if a member moves.
@@ -93,6 +94,19 @@ impl Addresses {
 
     fn of(&self, id: u64) -> Option<String> {
         self.0.lock().expect("nobody panics with it").get(&id).cloned()
+    }
+}
+
+/// Up to which entry the log is no longer kept for peers that are slow to take it: they get a snapshot.
+#[derive(Clone)]
+pub struct Withheld(watch::Receiver<u64>);
+
+impl Withheld {
+    /// Returns once entries after `reached` are withheld.
+    async fn after(&mut self, reached: u64) {
+        if self.0.wait_for(|upto| *upto > reached).await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 }
 
@@ -145,7 +159,14 @@ impl Network {
             node_id,
             told: Told::default(),
             addresses: Addresses::default(),
+            snapshots: Snapshots::default(),
+            withheld: Arc::default(),
         }
+    }
+
+    /// Sends entries up to this one to nobody any more.
+    pub fn withhold(&self, upto: u64) {
+        self.withheld.send_replace(upto);
     }
 
     /// What every call to a peer carries.
@@ -163,6 +184,8 @@ impl Network {
             peer: self.peer(target, node),
             told: self.told.clone(),
             addresses: self.addresses.clone(),
+            snapshots: self.snapshots.clone(),
+            withheld: Withheld(self.withheld.subscribe()),
             client: connect(&node.peer_address),
             address: node.peer_address.clone(),
         }
@@ -193,6 +216,8 @@ pub struct PeerNetwork {
     peer: proto::Peer,
     told: Told,
     addresses: Addresses,
+    snapshots: Snapshots,
+    withheld: Withheld,
     // What it is connected to, or will be.
     address: String,
     client: Result<RaftClient<Channel>, String>,
@@ -258,6 +283,70 @@ fn vote_response(response: proto::VoteResponse) -> Result<VoteResponse<TypeConfi
     ))
 }
 
+/// What a peer has been sent and has not answered.
+#[derive(Default)]
+struct Debt {
+    answers: AtomicUsize,
+    entries: AtomicBool,
+}
+
+impl Debt {
+    fn owes(&self, entries: bool) {
+        self.answers.fetch_add(1, Ordering::Relaxed);
+        self.entries.fetch_or(entries, Ordering::Relaxed);
+    }
+
+    fn answered(&self) {
+        self.answers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What a peer that has `reached` this entry answers.
+///
+/// The stream may be silent for as long as there is nothing to replicate, but not while an answer is owed. It ends for a
+/// peer that takes entries which are `withheld` by now.
+fn results(
+    answers: impl Stream<Item = Result<proto::AppendResponse, Status>> + Unpin + Send + 'static,
+    debt: Arc<Debt>,
+    reached: u64,
+    withheld: Withheld,
+    told: Told,
+) -> impl Stream<Item = Result<StreamAppendResult<TypeConfig>, RpcError>> + Send {
+    let broken = |reason: String| Some((Err(RPCError::Network(NetworkError::from_string(reason))), None));
+    futures_util::stream::unfold(Some((answers, reached)), move |stream| {
+        let (debt, mut withheld, told) = (debt.clone(), withheld.clone(), told.clone());
+        async move {
+            let (mut answers, reached) = stream?;
+            let answer = loop {
+                let before = debt.answers.load(Ordering::Relaxed);
+                // Heartbeats have no entries, and are sent to whoever is behind, too.
+                let takes_entries = debt.entries.load(Ordering::Relaxed);
+                tokio::select! {
+                    biased;
+                    answer = tokio::time::timeout(ANSWER_TIMEOUT, answers.next()) => match answer {
+                        Ok(answer) => break answer?,
+                        Err(_) if before == 0 => {}
+                        Err(_) => return broken(format!("no answer within {ANSWER_TIMEOUT:?}")),
+                    },
+                    () = withheld.after(reached), if takes_entries => {
+                        return broken(format!("too slow: what comes after entry {reached} is no longer kept for it"));
+                    }
+                }
+            };
+            debt.answered();
+            let result = match answer {
+                Ok(response) => append_result(response),
+                Err(status) => return Some((Err(told.rpc_error(&status)), None)),
+            };
+            let reached = match &result {
+                Ok(Ok(matched)) => reached.max(matched.map_or(0, |log_id| log_id.index)),
+                _ => reached,
+            };
+            Some((result, Some((answers, reached))))
+        }
+    })
+}
+
 fn append_out(peer: proto::Peer, rpc: &AppendEntriesRequest<TypeConfig>) -> proto::AppendRequest {
     proto::AppendRequest {
         peer: Some(peer),
@@ -308,40 +397,17 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
             let Some(first) = input.next().await else {
                 return Ok(futures_util::stream::empty().boxed());
             };
+            let debt = Arc::new(Debt::default());
+            let reached = first.prev_log_id.map_or(0, |log_id| log_id.index);
             let input = futures_util::stream::iter([first]).chain(merged(input));
-            let owed = Arc::new(AtomicUsize::new(0));
-            let (peer, sent) = (self.peer.clone(), owed.clone());
+            let (peer, sent) = (self.peer.clone(), debt.clone());
             let requests = input.map(move |rpc| {
-                sent.fetch_add(1, Ordering::Relaxed);
+                sent.owes(!rpc.entries.is_empty());
                 append_out(peer.clone(), &rpc)
             });
             let mut client = self.client()?;
             let answers = self.told.bounded(ANSWER_TIMEOUT, client.append(requests)).await?;
-            let told = self.told.clone();
-            // The stream may be silent for as long as there is nothing to replicate, but not while an answer is owed.
-            let results = futures_util::stream::unfold(Some(answers), move |answers| {
-                let (owed, told) = (owed.clone(), told.clone());
-                async move {
-                    let mut answers = answers?;
-                    let message = loop {
-                        let before = owed.load(Ordering::Relaxed);
-                        match tokio::time::timeout(ANSWER_TIMEOUT, answers.message()).await {
-                            Ok(message) => break message,
-                            Err(_) if before == 0 => {}
-                            Err(_) => {
-                                let error = NetworkError::from_string(format!("no answer within {ANSWER_TIMEOUT:?}"));
-                                return Some((Err(RPCError::Network(error)), None));
-                            }
-                        }
-                    };
-                    owed.fetch_sub(1, Ordering::Relaxed);
-                    match message {
-                        Ok(Some(response)) => Some((append_result(response), Some(answers))),
-                        Ok(None) => None,
-                        Err(status) => Some((Err(told.rpc_error(&status)), None)),
-                    }
-                }
-            });
+            let results = results(answers, debt, reached, self.withheld.clone(), self.told.clone());
             Ok(results.boxed())
         })
     }
@@ -378,31 +444,19 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
             membership: Some(stored_membership_out(&snapshot.meta.last_membership)),
         };
         let (sender, receiver) = tokio::sync::mpsc::channel(4);
-        // The call answers only after it has read the stream, so both run side by side.
-        let feed = async move {
-            let _ = sender
-                .send(request(proto::snapshot_request::Part::Header(header)))
-                .await;
-            for part in snapshot::encode(&snapshot.snapshot) {
-                let part = part.map_err(|error| StreamingError::Network(NetworkError::new(&error)))?;
-                if sender
-                    .send(request(proto::snapshot_request::Part::Chunk(part)))
-                    .await
-                    .is_err()
-                {
-                    break;
-                }
-            }
-            Ok::<_, StreamingError<TypeConfig>>(())
-        };
+        let fed = snapshots::feed(header, self.snapshots.parts(&snapshot), sender);
         let mut client = self.client()?;
-        let call = self
-            .told
-            .bounded(SNAPSHOT_TIMEOUT, client.snapshot(ReceiverStream::new(receiver)));
-        let transfer = async move {
-            let (answer, fed) = tokio::join!(call, feed);
-            fed?;
-            let vote = answer?.vote.ok_or_else(|| missing("vote"))?;
+        let transfer = async {
+            let mut call = pin!(client.snapshot(ReceiverStream::new(receiver)));
+            // The call answers only after it has read the stream, unless it refuses; so both run side by side.
+            let answer = tokio::select! {
+                answer = &mut call => answer.map_err(|status| self.told.rpc_error(&status))?.into_inner(),
+                fed = fed => {
+                    fed?;
+                    self.told.bounded(snapshots::PATIENCE, call).await?
+                }
+            };
+            let vote = answer.vote.ok_or_else(|| missing("vote"))?;
             Ok(SnapshotResponse::new(ballot_in(vote)))
         };
         tokio::select! {
@@ -449,10 +503,6 @@ fn transfer_result(
             actual: actual.log_id.map(log_id_in),
         }),
     }
-}
-
-fn request(part: proto::snapshot_request::Part) -> proto::SnapshotRequest {
-    proto::SnapshotRequest { part: Some(part) }
 }
 
 #[cfg(test)]
@@ -514,5 +564,67 @@ mod tests {
             assert!(began.elapsed() < NEWS_WAIT);
             tokio::time::advance(IN_A_ROW).await;
         }
+    }
+
+    fn reached(index: u64) -> Result<proto::AppendResponse, Status> {
+        let log_id = LogId::new(LeaderId { term: 1, node_id: 1 }, index);
+        let success = proto::Success {
+            log_id: Some(log_id_out(&log_id)),
+        };
+        Ok(proto::AppendResponse {
+            result: Some(proto::append_response::Result::Success(success)),
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_withheld_entries_too_slowly_is_cut_off_and_nobody_else() {
+        const UPTO: u64 = 1_000;
+        const A_WHILE: Duration = Duration::from_secs(60);
+        let (withhold, withheld) = watch::channel(0);
+        let stream = |entries: bool, from: u64| {
+            let (answer, answers) = tokio::sync::mpsc::channel(1);
+            let debt = Arc::new(Debt::default());
+            debt.owes(entries);
+            let answers = ReceiverStream::new(answers);
+            let withheld = Withheld(withheld.clone());
+            (
+                answer,
+                debt.clone(),
+                Box::pin(results(answers, debt, from, withheld, Told::default())),
+            )
+        };
+        let (slow, debt, mut slow_results) = stream(true, 5);
+        let (quick, _, mut quick_results) = stream(true, 5);
+        let (heartbeat, _, mut heartbeats) = stream(false, 5);
+        slow.send(reached(UPTO - 1)).await.unwrap();
+        quick.send(reached(UPTO)).await.unwrap();
+        assert!(slow_results.next().await.unwrap().is_ok() && quick_results.next().await.unwrap().is_ok());
+        debt.owes(true);
+        withhold.send_replace(UPTO);
+        let began = Instant::now();
+        assert!(slow_results.next().await.unwrap().is_err());
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        assert!(slow_results.next().await.is_none());
+        assert!(tokio::time::timeout(A_WHILE, quick_results.next()).await.is_err());
+        heartbeat.send(reached(5)).await.unwrap();
+        assert!(heartbeats.next().await.unwrap().is_ok());
+        assert!(tokio::time::timeout(A_WHILE, heartbeats.next()).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_may_be_silent_unless_it_owes_an_answer() {
+        let (_withhold, withheld) = watch::channel(0);
+        let (answer, answers) = tokio::sync::mpsc::channel(1);
+        let debt = Arc::new(Debt::default());
+        let answers = ReceiverStream::new(answers);
+        let mut results = Box::pin(results(answers, debt.clone(), 0, Withheld(withheld), Told::default()));
+        assert!(tokio::time::timeout(ANSWER_TIMEOUT * 5, results.next()).await.is_err());
+        debt.owes(true);
+        answer.send(reached(1)).await.unwrap();
+        assert!(results.next().await.unwrap().is_ok());
+        debt.owes(true);
+        let began = Instant::now();
+        assert!(results.next().await.unwrap().is_err());
+        assert_eq!(began.elapsed(), ANSWER_TIMEOUT);
     }
 }

@@ -3,16 +3,18 @@
 //! An entry has a price of its own, on each replica, whatever is in it. So one is under way at a time, and all that came in
 //! meanwhile is the next one: a lone writer never waits, and many writers pay for few entries.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use openraft::error::{ClientWriteError, RaftError};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use super::types::{Answer, Proposal};
 use super::{ProposeError, Raft};
+use crate::admission::Admitted;
 
 /// An entry is closed at this size; the command that reaches it is in it still.
 const ENTRY_BYTES: usize = 256 * 1024;
@@ -20,26 +22,77 @@ const ENTRY_BYTES: usize = 256 * 1024;
 /// Takes commands into the log, in the order in which they come.
 #[derive(Clone)]
 pub struct Proposals {
-    // Bounded by what a replica admits (services/admission.rs).
-    queue: mpsc::UnboundedSender<Proposed>,
+    queue: Arc<Queue>,
     _task: Arc<JoinSet<()>>,
+}
+
+/// Commands that wait for the next entry. Each is there for as long as its caller waits, and no longer: a leader that
+/// decides nothing, for it is cut off, has only what its callers have not yet given up.
+#[derive(Default)]
+struct Queue {
+    waiting: Mutex<Waiting>,
+    more: Notify,
+}
+
+#[derive(Default)]
+struct Waiting {
+    // By place: the order in which they came.
+    commands: BTreeMap<u64, Proposed>,
+    next_place: u64,
 }
 
 struct Proposed {
     command: Bytes,
     answer: oneshot::Sender<Result<Answer, ProposeError>>,
+    // With the command wherever it goes: it takes memory until it is decided, whether its caller waits or not.
+    admitted: Admitted,
+}
+
+/// A caller's place in the queue, given up with this.
+struct Place<'a> {
+    queue: &'a Queue,
+    place: u64,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.queue.waiting.lock().expect("nobody panics with it");
+        drop(waiting.commands.remove(&self.place));
+    }
+}
+
+impl Queue {
+    fn push(&self, proposed: Proposed) -> Place<'_> {
+        let mut waiting = self.waiting.lock().expect("nobody panics with it");
+        let place = waiting.next_place;
+        waiting.next_place += 1;
+        waiting.commands.insert(place, proposed);
+        drop(waiting);
+        self.more.notify_one();
+        Place { queue: self, place }
+    }
+
+    /// What goes into the next entry; nothing if nothing waits.
+    fn entry(&self) -> Vec<Proposed> {
+        let mut waiting = self.waiting.lock().expect("nobody panics with it");
+        let mut bytes = 0;
+        let mut entry = Vec::new();
+        while bytes < ENTRY_BYTES
+            && let Some((_, proposed)) = waiting.commands.pop_first()
+        {
+            bytes += proposed.command.len();
+            entry.push(proposed);
+        }
+        entry
+    }
 }
 
 impl Proposals {
     /// Starts on this runtime; ends with the last clone.
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "bounded by what a replica admits, and no caller may wait to be queued"
-    )]
     pub fn start(raft: Raft) -> Self {
-        let (queue, proposed) = mpsc::unbounded_channel();
+        let queue = Arc::<Queue>::default();
         let mut task = JoinSet::new();
-        task.spawn(run(raft, proposed));
+        task.spawn(run(raft, queue.clone()));
         Proposals {
             queue,
             _task: Arc::new(task),
@@ -50,11 +103,13 @@ impl Proposals {
     ///
     /// # Errors
     /// [`ProposeError`], never `Rejected`: that is in the answer.
-    pub async fn decide(&self, command: Bytes, deadline: Instant) -> Result<Answer, ProposeError> {
+    pub async fn decide(&self, command: Bytes, admitted: Admitted, deadline: Instant) -> Result<Answer, ProposeError> {
         let (answer, decided) = oneshot::channel();
-        if self.queue.send(Proposed { command, answer }).is_err() {
-            return Err(ProposeError::Unknown);
-        }
+        let _place = self.queue.push(Proposed {
+            command,
+            answer,
+            admitted,
+        });
         match timeout_at(deadline, decided).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) | Err(_) => Err(ProposeError::Unknown),
@@ -62,36 +117,22 @@ impl Proposals {
     }
 }
 
-async fn run(raft: Raft, mut queue: mpsc::UnboundedReceiver<Proposed>) {
-    while let Some(first) = queue.recv().await {
-        propose(&raft, entry(first, &mut queue)).await;
-    }
-}
-
-/// What waits, from `first` on.
-fn entry(first: Proposed, queue: &mut mpsc::UnboundedReceiver<Proposed>) -> Vec<Proposed> {
-    let mut bytes = 0;
-    let waiting = std::iter::once(first).chain(std::iter::from_fn(|| queue.try_recv().ok()));
-    // Nobody waits any more for one whose call was given up.
-    let wanted = waiting.filter(|proposed| !proposed.answer.is_closed());
-    let mut entry = Vec::new();
-    for proposed in wanted {
-        bytes += proposed.command.len();
-        entry.push(proposed);
-        if bytes >= ENTRY_BYTES {
-            break;
+async fn run(raft: Raft, queue: Arc<Queue>) {
+    loop {
+        let entry = queue.entry();
+        match entry.is_empty() {
+            true => queue.more.notified().await,
+            false => propose(&raft, entry).await,
         }
     }
-    entry
 }
 
 async fn propose(raft: &Raft, entry: Vec<Proposed>) {
-    let (commands, callers): (Vec<_>, Vec<_>) = entry
-        .into_iter()
-        .map(|proposed| (proposed.command, proposed.answer))
-        .unzip();
-    if callers.is_empty() {
-        return;
+    let mut commands = Vec::new();
+    let mut callers = Vec::new();
+    for proposed in entry {
+        commands.push(proposed.command);
+        callers.push((proposed.answer, proposed.admitted));
     }
     let answers: Vec<Result<Answer, ProposeError>> = match raft.client_write(Proposal::new(commands)).await {
         Ok(response) => response.data.into_iter().map(Ok).collect(),
@@ -105,7 +146,7 @@ async fn propose(raft: &Raft, entry: Vec<Proposed>) {
     callers
         .into_iter()
         .zip(answers)
-        .for_each(|(caller, answer)| drop(caller.send(answer)));
+        .for_each(|((caller, _), answer)| drop(caller.send(answer)));
 }
 
 #[cfg(test)]
@@ -117,6 +158,7 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
+    use crate::admission::Admission;
     use crate::consensus::membership::tests::{founder, leads, replica};
 
     fn put(name: usize) -> Bytes {
@@ -142,7 +184,8 @@ mod tests {
         let before = consensus.metrics().last_log_index.unwrap();
 
         let deadline = Instant::now() + Duration::from_secs(10);
-        let writes = (0..WRITERS).map(|name| consensus.proposals.decide(put(name), deadline));
+        let decide = |name| consensus.proposals.decide(put(name), Admitted::own(), deadline);
+        let writes = (0..WRITERS).map(decide);
         let answers = futures_util::future::join_all(writes).await;
         for (name, answer) in answers.into_iter().enumerate() {
             let written = Written {
@@ -161,28 +204,77 @@ mod tests {
         consensus.shutdown().await;
     }
 
-    #[tokio::test]
-    #[allow(clippy::disallowed_methods, reason = "the queue as it is")]
-    async fn who_has_left_is_left_out_and_a_full_entry_is_closed() {
-        let (queue, mut waiting) = mpsc::unbounded_channel();
-        let mut callers = Vec::new();
-        let mut ask = |bytes: usize| {
+    #[test]
+    fn a_full_entry_is_closed() {
+        let queue = Queue::default();
+        let waiting = [1, 2, 3, ENTRY_BYTES, 4, 5].map(|bytes| {
             let (answer, caller) = oneshot::channel();
             let command = vec![0; bytes].into();
-            queue.send(Proposed { command, answer }).unwrap();
-            callers.push(caller);
+            let admitted = Admitted::own();
+            let place = queue.push(Proposed {
+                command,
+                answer,
+                admitted,
+            });
+            (place, caller)
+        });
+        let next = || {
+            let entry = queue.entry();
+            entry.iter().map(|proposed| proposed.command.len()).collect::<Vec<_>>()
         };
-        for bytes in [1, 2, 3, ENTRY_BYTES, 4, 5] {
-            ask(bytes);
+        assert_eq!(next(), [1, 2, 3, ENTRY_BYTES]);
+        assert_eq!(next(), [4, 5]);
+        assert!(next().is_empty());
+        drop(waiting);
+    }
+
+    /// Nothing is ever taken from its queue, as on a leader whose last entry no quorum answers.
+    fn stuck() -> Proposals {
+        Proposals {
+            queue: Arc::default(),
+            _task: Arc::default(),
         }
-        drop(callers.remove(1));
-        let mut next = || {
-            let first = waiting.try_recv().ok()?;
-            let entry = entry(first, &mut waiting);
-            Some(entry.iter().map(|proposed| proposed.command.len()).collect::<Vec<_>>())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_that_decides_nothing_keeps_only_what_its_callers_wait_for() {
+        const LARGE: usize = 10 * 1024 * 1024;
+        let (admission, proposals) = (Admission::default(), stuck());
+        let held = || {
+            let waiting = proposals.queue.waiting.lock().unwrap();
+            let bytes = waiting.commands.values().map(|proposed| proposed.command.len());
+            bytes.sum::<usize>()
         };
-        assert_eq!(next().unwrap(), [1, 3, ENTRY_BYTES]);
-        assert_eq!(next().unwrap(), [4, 5]);
-        assert_eq!(next(), None);
+        let ask = async |patience: Duration| {
+            let admitted = admission.take(LARGE).unwrap();
+            let deadline = Instant::now() + patience;
+            proposals.decide(vec![0; LARGE].into(), admitted, deadline).await
+        };
+        for _ in 0..100 {
+            let answer = ask(Duration::from_secs(1)).await;
+            assert!(matches!(answer, Err(ProposeError::Unknown)), "{answer:?}");
+            assert_eq!(held(), 0);
+        }
+        // Nor what callers wait for that are gone before their deadline.
+        let gone = tokio::time::timeout(Duration::from_secs(1), ask(Duration::from_secs(10)));
+        assert!(gone.await.is_err());
+        assert_eq!(held(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_command_counts_as_admitted_until_it_is_decided_whoever_waits() {
+        let (admission, proposals) = (Admission::default(), stuck());
+        let all = admission.take(usize::MAX).unwrap();
+        let gone = proposals.decide(vec![0; 10].into(), all, Instant::now() + Duration::from_secs(1));
+        let under_way = async {
+            // Its entry is proposed, and the caller has gone.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            proposals.queue.entry()
+        };
+        let (answer, entry) = tokio::join!(gone, under_way);
+        assert!(answer.is_err());
+        assert!(admission.take(1).is_err(), "its bytes are in memory");
+        drop(entry);
+        assert!(admission.take(usize::MAX).is_ok());
     }
 }

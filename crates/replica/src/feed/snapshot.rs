@@ -1,15 +1,16 @@
 //! A whole table, encoded and compressed once for all who need it, and given to so many at once.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use holdfast_table::{Epoch, Revision, State, Table};
 use holdfast_wire::proto;
 use prost::Message as _;
-use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
+
+use crate::chunks::{Broken, Chunks, Maker};
 
 /// Uncompressed bytes of routes in one chunk, about.
 const CHUNK_BYTES: usize = 1024 * 1024;
@@ -22,7 +23,7 @@ const TURN: Duration = Duration::from_secs(10);
 /// The newest snapshot, and whose turn it is to get it.
 pub struct Snapshots {
     newest: Mutex<Option<Arc<EncodedSnapshot>>>,
-    /// Held by who encodes: several at once would take each other's CPU and all memory.
+    /// Held by who encodes.
     encoding: Arc<Mutex<()>>,
     turns: Arc<Semaphore>,
 }
@@ -33,32 +34,18 @@ pub struct EncodedSnapshot {
     pub epoch: Epoch,
     /// Of the table in it.
     pub revision: Revision,
-    // In order; the last one says so.
-    chunks: watch::Receiver<Vec<proto::SnapshotChunk>>,
+    // The last one says that it is.
+    chunks: Chunks<proto::SnapshotChunk>,
 }
-
-/// A snapshot could not be encoded. The next one to be asked for is a new one.
-#[derive(Debug)]
-pub struct Broken;
 
 impl EncodedSnapshot {
     /// The chunk at this place, as soon as it is made; `None` after the last.
     ///
     /// # Errors
-    /// [`Broken`]: it will never be made.
+    /// [`Broken`]: it will never be made. The next snapshot to be asked for is a new one.
     pub async fn chunk(&self, at: usize) -> Result<Option<proto::SnapshotChunk>, Broken> {
-        let mut chunks = self.chunks.clone();
-        let made = chunks.wait_for(|chunks| chunks.len() > at || is_whole(chunks));
-        Ok(made.await.map_err(|_| Broken)?.get(at).cloned())
+        self.chunks.get(at).await
     }
-
-    fn is_broken(&self) -> bool {
-        self.chunks.has_changed().is_err() && !is_whole(&self.chunks.borrow())
-    }
-}
-
-fn is_whole(chunks: &[proto::SnapshotChunk]) -> bool {
-    chunks.last().is_some_and(|chunk| chunk.last)
 }
 
 impl Default for Snapshots {
@@ -77,33 +64,17 @@ impl Snapshots {
     pub fn near(&self, state: &State, seen: Revision, tasks: &TaskTracker) -> Arc<EncodedSnapshot> {
         let mut newest = self.newest.lock().expect("nobody panics with it");
         let fits = |snapshot: &&Arc<EncodedSnapshot>| {
-            is_near(snapshot, state) && snapshot.revision >= seen && !snapshot.is_broken()
+            is_near(snapshot, state) && snapshot.revision >= seen && !snapshot.chunks.is_broken()
         };
         if let Some(snapshot) = newest.as_ref().filter(fits) {
             return snapshot.clone();
         }
-        let (made, chunks) = watch::channel(Vec::new());
+        let table = state.table.clone();
         let snapshot = EncodedSnapshot {
-            epoch: state.table.epoch(),
-            revision: state.table.revision(),
-            chunks,
+            epoch: table.epoch(),
+            revision: table.revision(),
+            chunks: Chunks::make(&self.encoding, tasks, move |maker| encode(&table, maker)),
         };
-        let (table, encoding) = (state.table.clone(), self.encoding.clone());
-        let encode = move || {
-            let _alone = encoding.lock().unwrap_or_else(PoisonError::into_inner);
-            // Those who waited for it may have gone, or found a newer one.
-            if made.is_closed() {
-                return;
-            }
-            if let Err(error) = encode(&table, |chunk| made.send_modify(|chunks| chunks.push(chunk))) {
-                tracing::error!(%error, "a snapshot could not be encoded; its subscribers are let go");
-            }
-        };
-        // A runtime of one thread is a simulation's, which would not be the same twice with a second thread.
-        match Handle::current().runtime_flavor() {
-            RuntimeFlavor::CurrentThread => encode(),
-            _ => drop(tasks.spawn_blocking(encode)),
-        }
         newest.insert(Arc::new(snapshot)).clone()
     }
 
@@ -131,7 +102,7 @@ fn is_near(snapshot: &EncodedSnapshot, state: &State) -> bool {
             .is_some()
 }
 
-fn encode(table: &Table, mut made: impl FnMut(proto::SnapshotChunk)) -> std::io::Result<()> {
+fn encode(table: &Table, maker: &Maker<proto::SnapshotChunk>) -> std::io::Result<()> {
     let mut list = proto::RouteList::default();
     let mut bytes = 0;
     for entry in table.iter() {
@@ -139,17 +110,16 @@ fn encode(table: &Table, mut made: impl FnMut(proto::SnapshotChunk)) -> std::io:
         bytes += route.encoded_len();
         list.routes.push(route);
         if bytes >= CHUNK_BYTES {
-            made(chunk(&std::mem::take(&mut list))?);
+            maker.push(chunk(&std::mem::take(&mut list))?)?;
             bytes = 0;
         }
     }
-    made(proto::SnapshotChunk {
+    maker.push(proto::SnapshotChunk {
         last: true,
         total: table.len() as u64,
         digest: table.digest().to_bytes().to_vec().into(),
         ..chunk(&list)?
-    });
-    Ok(())
+    })
 }
 
 fn chunk(list: &proto::RouteList) -> std::io::Result<proto::SnapshotChunk> {
@@ -219,7 +189,8 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_snapshot_that_was_not_finished_is_given_up_and_made_anew() {
         let (snapshots, tasks, state) = (Snapshots::default(), TaskTracker::new(), state(3, 7));
-        let (made, chunks) = watch::channel(vec![proto::SnapshotChunk::default()]);
+        let (maker, chunks) = Chunks::begin();
+        maker.push(proto::SnapshotChunk::default()).unwrap();
         let unfinished = Arc::new(EncodedSnapshot {
             epoch: Epoch(1),
             revision: Revision(7),
@@ -227,7 +198,7 @@ mod tests {
         });
         *snapshots.newest.lock().unwrap() = Some(unfinished.clone());
         assert!(Arc::ptr_eq(&unfinished, &snapshots.near(&state, Revision(0), &tasks)));
-        let (next, ()) = tokio::join!(unfinished.chunk(1), async { drop(made) });
+        let (next, ()) = tokio::join!(unfinished.chunk(1), async { drop(maker) });
         assert!(next.is_err());
         assert!(unfinished.chunk(0).await.is_ok(), "what was made is given all the same");
         let anew = snapshots.near(&state, Revision(0), &tasks);

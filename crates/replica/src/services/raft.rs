@@ -22,6 +22,7 @@ use crate::consensus::types::{
 };
 use crate::consensus::{Consensus, read_index_out};
 use crate::storage::snapshot::Decoder;
+use crate::storage::state_machine::beside;
 
 /// The service behind the peers' listener.
 #[derive(Clone)]
@@ -94,6 +95,10 @@ fn refusal(consensus: &Consensus, peer: Option<&proto::Peer>) -> Option<(&'stati
 
 fn internal(error: impl std::fmt::Display) -> Status {
     Status::internal(error.to_string())
+}
+
+fn damaged(error: std::io::Error) -> Status {
+    Status::data_loss(error.to_string())
 }
 
 fn append_in(request: proto::AppendRequest) -> Option<AppendEntriesRequest<TypeConfig>> {
@@ -223,11 +228,9 @@ impl Raft for RaftService {
             let Some(Part::Chunk(chunk)) = request.part else {
                 return Err(protocol_error("after a snapshot's header come chunks"));
             };
-            decoder
-                .push(&chunk)
-                .map_err(|error| Status::data_loss(error.to_string()))?;
+            beside(|| decoder.push(&chunk)).map_err(damaged)?;
         }
-        let state = decoder.finish().map_err(|error| Status::data_loss(error.to_string()))?;
+        let state = beside(|| decoder.finish()).map_err(damaged)?;
         let missing = || protocol_error("header: is incomplete");
         let meta = SnapshotMeta {
             last_log_id: header.last_log_id.map(log_id_in),

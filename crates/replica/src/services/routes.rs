@@ -50,7 +50,7 @@ impl Routes for RoutesService {
         // Refused here whoever leads: a bad batch costs nobody else anything.
         let command = Command::try_from(&request).map_err(errors::invalid)?;
         self.check_targets(&command)?;
-        let _held = self.0.admission.take(request.encoded_len())?;
+        let admitted = self.0.admission.take(request.encoded_len())?;
         let (wait_for_proxies_ms, retry) = (request.wait_for_proxies_ms, request.retry);
         // The log has what is asked for, and not how the caller waits for it.
         let write = proto::WriteRequest {
@@ -60,7 +60,7 @@ impl Routes for RoutesService {
         };
         let entry = consensus.stamped(Content::Write(write));
         let propose = || async {
-            match consensus.propose(&command, &entry, retry, deadline).await {
+            match consensus.propose(&command, &entry, &admitted, retry, deadline).await {
                 Ok(written) => {
                     self.begins(&consensus, &command, &written);
                     Ok(self.answer(&consensus, wait_for_proxies_ms, written).await)
@@ -94,9 +94,10 @@ impl Routes for RoutesService {
         let (deadline, forwarded) = terms(&request, Instant::now());
         let request = request.into_inner();
         <(Namespace, HubId)>::try_from(&request).map_err(errors::invalid)?;
+        let admitted = self.0.admission.take(request.encoded_len())?;
         let entry = consensus.stamped(Content::OpenHub(request.clone()));
         let propose = || async {
-            let opened = consensus.open_hub(&entry, deadline).await;
+            let opened = consensus.open_hub(&entry, &admitted, deadline).await;
             opened.map(|HubEpoch(hub_epoch)| proto::OpenHubResponse { hub_epoch })
         };
         let forward = |mut leader: Leader| {
@@ -115,10 +116,10 @@ impl Routes for RoutesService {
         let (deadline, forwarded) = terms(&request, Instant::now());
         let request = request.into_inner();
         <(Settlement, Vec<(RouteSpec, Revision)>)>::try_from(&request).map_err(errors::invalid)?;
-        let _held = self.0.admission.take(request.encoded_len())?;
+        let admitted = self.0.admission.take(request.encoded_len())?;
         let entry = consensus.stamped(Content::SettleHeld(request.clone()));
         let propose = || async {
-            let ended = consensus.end_holds(&entry, deadline).await;
+            let ended = consensus.end_holds(&entry, &admitted, deadline).await;
             ended.map(|(settled, revision)| proto::SettleHeldResponse {
                 revision: revision.0,
                 settled: settled as u64,
@@ -408,5 +409,92 @@ impl Iterator for Pages {
         // The first page always comes: an empty table is an answer too.
         let some = std::mem::take(&mut self.first) || !page.routes.is_empty();
         some.then_some(page)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use holdfast_table::Allowed;
+
+    use super::*;
+    use crate::config::{ApiAccess, ClusterConfig, PeerAddress, ReplicaConfig};
+    use crate::consensus::bootstrap::Introduction;
+    use crate::consensus::membership::tests::{founder, leads, replica};
+    use crate::storage::Store;
+
+    fn config() -> ReplicaConfig {
+        let nowhere = || std::net::SocketAddr::from(([127, 0, 0, 1], 1));
+        ReplicaConfig {
+            cluster: ClusterConfig {
+                peers: vec![PeerAddress {
+                    name: "r0".into(),
+                    address: nowhere().to_string(),
+                }],
+                heartbeat: ClusterConfig::HEARTBEAT,
+                election_timeout: None,
+                auto_replace: true,
+                hold: None,
+            },
+            name: "r0".into(),
+            data_dir: "r0".into(),
+            listen_client: nowhere().into(),
+            api: ApiAccess::default(),
+            allow_targets: Vec::new(),
+            listen_peer: Some(nowhere()),
+            listen_admin: None,
+            chp_api: None,
+            advertise_client: None,
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn every_call_that_goes_into_the_log_is_refused_while_too_much_is_under_way() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let consensus = replica(&dir, vec![founder()]).await;
+        leads(&consensus).await;
+        let introduction = Introduction::new(&config(), consensus.identity().clone(), String::new());
+        // Of the context's store these calls want nothing.
+        let store = Store::open(other.path()).unwrap();
+        let context = Context::new(introduction, store, Duration::ZERO, Allowed::default());
+        context.consensus.send_replace(Some(consensus.clone()));
+        let routes = RoutesService(Arc::new(context));
+        let everything = routes.0.admission.take(usize::MAX).unwrap();
+
+        let hub = proto::OpenHubRequest {
+            hub: vec![7; 16].into(),
+            ..Default::default()
+        };
+        let route = proto::Route {
+            routespec: "/user/alice/".into(),
+            target: "http://10.0.0.1:8888".into(),
+            ..Default::default()
+        };
+        let put = proto::Change {
+            change: Some(proto::change::Change::Put(route)),
+        };
+        let write = proto::WriteRequest {
+            changes: vec![put],
+            ..Default::default()
+        };
+        let settle = proto::SettleHeldRequest {
+            settlement: proto::settle_held_request::Settlement::Confirm.into(),
+            routes: vec![proto::RouteRevision {
+                routespec: "/user/alice/".into(),
+                mod_revision: 1,
+            }],
+        };
+        let refusals = [
+            routes.open_hub(Request::new(hub.clone())).await.err(),
+            routes.write(Request::new(write)).await.err(),
+            routes.settle_held(Request::new(settle)).await.err(),
+        ];
+        for refusal in refusals {
+            let refusal = refusal.unwrap();
+            assert_eq!(Reason::from_status(&refusal), Some(Reason::Overloaded), "{refusal:?}");
+        }
+        drop(everything);
+        let opened = routes.open_hub(Request::new(hub)).await.unwrap();
+        assert_eq!(opened.into_inner().hub_epoch, 1);
+        consensus.shutdown().await;
     }
 }

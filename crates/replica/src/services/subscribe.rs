@@ -17,9 +17,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::routes::RoutesService;
 use super::{Context, protocol_error};
+use crate::chunks::Broken;
 use crate::consensus::Consensus;
 use crate::feed::Registration;
-use crate::feed::snapshot::{Broken, EncodedSnapshot};
+use crate::feed::snapshot::EncodedSnapshot;
 use crate::feed::tape;
 use crate::storage::state_machine::Position;
 use holdfast_wire::proto::routes_server::Routes;

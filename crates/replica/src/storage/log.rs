@@ -1,5 +1,7 @@
 //! The Raft log: entries and vote, on disk before they are acknowledged.
 
+mod size;
+
 use std::collections::VecDeque;
 use std::io;
 use std::ops::{Bound, RangeBounds};
@@ -16,6 +18,8 @@ use crate::consensus::types::{
     Entry, LogId, TypeConfig, Vote, ballot_in, ballot_out, entry_in, entry_out, log_id_in, log_id_out,
 };
 
+pub use size::{Amount, LogSize};
+
 #[cfg(test)]
 use crate::simulation::planted::{Bug, planted};
 
@@ -29,6 +33,7 @@ const READ_BYTES_MAX: usize = 8 * 1024 * 1024;
 pub struct LogStore {
     store: Store,
     syncer: Syncer,
+    size: LogSize,
     state: Arc<Mutex<LogMemory>>,
 }
 
@@ -42,12 +47,13 @@ struct LogMemory {
 }
 
 impl LogStore {
-    /// Reads vote and ends of the log.
+    /// Reads vote and ends of the log, and how long it is.
     pub fn open(store: Store) -> io::Result<Self> {
         let syncer = store.disk.clone().syncer()?;
         let log = LogStore {
             store,
             syncer,
+            size: LogSize::default(),
             state: Arc::default(),
         };
         let vote = log
@@ -68,7 +74,17 @@ impl LogStore {
             last,
             ..LogMemory::default()
         };
+        // All of it is read, for no key tells how long its value is; it is kept too short for that to take long.
+        for row in log.store.disk.scan(Family::Log, &[]) {
+            let (key, value) = row?;
+            log.size.push(index_of(&key)?, value.len());
+        }
         Ok(log)
+    }
+
+    /// How much is in it.
+    pub fn size(&self) -> LogSize {
+        self.size.clone()
     }
 
     #[cfg(test)]
@@ -141,8 +157,12 @@ impl LogMemory {
     }
 }
 
+fn index_of(key: &[u8]) -> io::Result<u64> {
+    keys::entry_index(key).ok_or_else(|| corrupt("a log key that is no index"))
+}
+
 fn read_entry((key, value): &Row) -> io::Result<Entry> {
-    let index = keys::entry_index(key).ok_or_else(|| corrupt("a log key that is no index"))?;
+    let index = index_of(key)?;
     let damaged = |what: &str| corrupt(format!("log entry {index}: {what}"));
     let message = unsealed(value).map_err(damaged)?;
     let entry = entry_in(decode(message)?).ok_or_else(|| damaged("is no entry"))?;
@@ -299,7 +319,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         }
         self.store.disk.write(batch)?;
         let mut memory = self.memory();
-        written.into_iter().for_each(|(entry, bytes)| memory.push(entry, bytes));
+        for (entry, bytes) in written {
+            self.size.push(entry.log_id.index, bytes);
+            memory.push(entry, bytes);
+        }
         drop(memory);
         self.syncer.append(callback);
         Ok(())
@@ -311,6 +334,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let mut batch = Batch::default();
         delete_range(&mut batch, from, end.max(from));
         self.store.disk.write(batch)?;
+        self.size.truncate(from);
         let mut memory = self.memory();
         while memory
             .recent
@@ -331,6 +355,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         batch.put(Family::Meta, keys::PURGED, log_id_out(&log_id).encode_to_vec());
         delete_range(&mut batch, from, (log_id.index + 1).max(from));
         self.store.disk.write(batch)?;
+        self.size.purge(log_id.index);
         let mut memory = self.memory();
         while memory
             .recent

@@ -605,7 +605,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 }
 
 /// Works for long, beside the other tasks of this thread where there are other threads for them.
-fn beside<T>(work: impl FnOnce() -> T) -> T {
+pub fn beside<T>(work: impl FnOnce() -> T) -> T {
     match tokio::runtime::Handle::current().runtime_flavor() {
         RuntimeFlavor::CurrentThread => work(),
         _ => tokio::task::block_in_place(work),

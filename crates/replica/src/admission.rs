@@ -14,6 +14,20 @@ const BYTES_MIN: usize = 1024;
 /// Bounds what writers that outrun the disk can pile up in memory.
 pub struct Admission(Arc<Semaphore>);
 
+/// A write that was taken in. It counts for as long as a clone of this is with something of it that is in memory.
+#[derive(Clone, Debug)]
+pub struct Admitted {
+    // None for what no writer has asked for.
+    _bytes: Option<Arc<OwnedSemaphorePermit>>,
+}
+
+impl Admitted {
+    /// What a replica writes by itself, and never more than one of it at a time.
+    pub fn own() -> Self {
+        Admitted { _bytes: None }
+    }
+}
+
 impl Default for Admission {
     fn default() -> Self {
         Admission(Arc::new(Semaphore::new(BYTES_MAX)))
@@ -21,17 +35,20 @@ impl Default for Admission {
 }
 
 impl Admission {
-    /// Takes a write of `bytes` in, until what is returned is dropped.
+    /// Takes a write of `bytes` in, until what is returned is dropped, with all its clones.
     ///
     /// # Errors
     /// `overloaded`: nothing was written; the writer waits a little and tries again.
-    pub fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Status> {
+    pub fn take(&self, bytes: usize) -> Result<Admitted, Status> {
         let bytes = u32::try_from(bytes.clamp(BYTES_MIN, BYTES_MAX)).unwrap_or(u32::MAX);
-        self.0.clone().try_acquire_many_owned(bytes).map_err(|_| {
+        let permit = self.0.clone().try_acquire_many_owned(bytes).map_err(|_| {
             let most = BYTES_MAX / (1024 * 1024);
             Reason::Overloaded.status(format!(
                 "{most} MiB of writes are under way; wait a little, then try again"
             ))
+        })?;
+        Ok(Admitted {
+            _bytes: Some(Arc::new(permit)),
         })
     }
 }
