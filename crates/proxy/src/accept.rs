@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::connection::{Entrance, Server, Signals};
 use crate::listen::{Listener, PerAddress};
-use crate::metrics::{Dropped, SharedMetrics};
+use crate::metrics::{Dropped, Pause, SharedMetrics};
 use crate::policy::TrustedProxies;
 use crate::stream::Stream;
 
@@ -64,9 +64,13 @@ impl Door {
                     Ok((stream, peer)) => {
                         (pause, next) = (PAUSE_MIN, at + 1);
                         self.admit(stream, peer, &self.listeners[at], &mut connections);
+                        if connections.len() == self.connections_max {
+                            self.metrics.paused(Pause::Full);
+                        }
                     }
                     Err(error) if is_the_peers(&error) => {}
                     Err(error) => {
+                        self.metrics.paused(Pause::Failed);
                         tracing::warn!(%error, ?pause, "cannot accept connections");
                         paused = Some(Instant::now() + pause);
                         pause = (pause * 2).min(PAUSE_MAX);

@@ -13,8 +13,9 @@ use std::time::Duration;
 use holdfast_client::{ActivitySource, LiveTable};
 use holdfast_table::{Entry, Revision, RouteKey, RouteSpec, Table};
 use holdfast_wire::convert::RouteActivity;
-use prometheus_client::metrics::counter::Counter;
 use tokio::time::Instant;
+
+use crate::metrics::Timed;
 
 const SHARDS: usize = 64;
 /// Where the second of the last touch is kept: routes that share a place take the lock more often than they need to.
@@ -60,7 +61,7 @@ pub(crate) struct Activity {
     shards: [Mutex<Shard>; SHARDS],
     touched: Box<[AtomicU64]>,
     open: Mutex<Open>,
-    touches: Counter,
+    touches: Timed,
 }
 
 #[derive(Default)]
@@ -109,7 +110,7 @@ enum TunnelKind {
 
 impl Activity {
     /// Of the routes of `table`; `touches` counts how often one was found active.
-    pub(crate) fn new(table: LiveTable, rule: WebsocketActivity, touches: Counter) -> Self {
+    pub(crate) fn new(table: LiveTable, rule: WebsocketActivity, touches: Timed) -> Self {
         Activity {
             table,
             rule,
@@ -142,14 +143,21 @@ impl Activity {
 
     /// The route with this key is active, if it still leads to the same server.
     fn touch(&self, entry: &Arc<Entry>, now: Instant) {
+        let began = std::time::Instant::now();
+        if self.note(entry, now) {
+            self.touches.done(began);
+        }
+    }
+
+    /// False if the route does not lead to that server any more.
+    fn note(&self, entry: &Arc<Entry>, now: Instant) -> bool {
         let key = entry.route.spec.key();
         let table = self.table.current();
-        let Some(table) = &*table else { return };
-        let Some(present) = table.get(key) else { return };
+        let Some(table) = &*table else { return false };
+        let Some(present) = table.get(key) else { return false };
         if !Arc::ptr_eq(present, entry) && present.route.target != entry.route.target {
-            return;
+            return false;
         }
-        self.touches.inc();
         let at = now.saturating_duration_since(self.start);
         let mut shard = lock(&self.shards[self.hasher.hash_one(key) as usize % SHARDS]);
         let Shard { seen, changed } = &mut *shard;
@@ -163,7 +171,7 @@ impl Activity {
             if is_news {
                 changed.push(key.clone());
             }
-            return;
+            return true;
         }
         if seen.len() > 2 * table.len() / SHARDS + GONE_MAX {
             seen.retain(|key, seen| has(table, key, seen));
@@ -177,6 +185,7 @@ impl Activity {
         };
         seen.insert(key.clone(), first);
         changed.push(key.clone());
+        true
     }
 }
 
@@ -282,7 +291,7 @@ mod tests {
 
     fn activity(rule: WebsocketActivity, table: Table) -> (Arc<Activity>, LiveTable) {
         let live = LiveTable::from(table);
-        (Arc::new(Activity::new(live.clone(), rule, Counter::default())), live)
+        (Arc::new(Activity::new(live.clone(), rule, Timed::default())), live)
     }
 
     fn used(activity: &Arc<Activity>, live: &LiveTable, spec: &str) -> Use {
@@ -337,16 +346,16 @@ mod tests {
             // Would wait for the lock for ever.
             used(&activity, &live, "/a/").touch();
         }
-        assert_eq!(activity.touches.get(), 1);
+        assert_eq!(activity.touches.times.get(), 1);
         drop(locked);
         used(&activity, &live, "/b/").touch();
-        assert_eq!(activity.touches.get(), 2, "another route is another matter");
+        assert_eq!(activity.touches.times.get(), 2, "another route is another matter");
         seconds(1).await;
         used(&activity, &live, "/a/").touch();
-        assert_eq!(activity.touches.get(), 3, "so is another second");
+        assert_eq!(activity.touches.times.get(), 3, "so is another second");
         live.replace(table(2, &[("/a/", A, 2)]));
         used(&activity, &live, "/a/").touch();
-        assert_eq!(activity.touches.get(), 4, "and another version");
+        assert_eq!(activity.touches.times.get(), 4, "and another version");
         assert_eq!(
             report(&activity, false),
             [("/a/".to_owned(), 2, 0), ("/b/".to_owned(), 1, 1)]

@@ -33,7 +33,8 @@ pub(crate) type MoreMetrics = Arc<dyn Fn(&mut String) + Send + Sync>;
 
 impl Facts {
     /// What a ready proxy has: a table, for good. One grown old is no reason to take the whole site away, unless the operator says
-    /// so; a drain is.
+    /// so; a drain is. Nor are few file descriptors: it lets in no more clients than it has them for, and those that
+    /// wait would fill the next proxy, and the next.
     fn checks(&self) -> Vec<(&'static str, bool)> {
         let mut checks = vec![
             ("table", self.table.current().is_some()),

@@ -14,7 +14,12 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::access_log::Record;
 use crate::activity::Use;
 use crate::metrics::{Active, TargetFailure};
+use crate::pulse::Pulse;
 use crate::targets::Lease;
+
+/// The most of an answer that is sent in one piece where it matters that something passes: the next one shows that it
+/// was taken.
+const PIECE_BYTES_MAX: usize = 16 * 1024;
 
 /// The body of a request to a target.
 pub(crate) struct Upload {
@@ -22,6 +27,7 @@ pub(crate) struct Upload {
     body: Option<Incoming>,
     progress: Option<Arc<Progress>>,
     used: Option<Use>,
+    pulse: Option<Pulse>,
 }
 
 impl Upload {
@@ -30,6 +36,7 @@ impl Upload {
             body: None,
             progress: None,
             used: None,
+            pulse: None,
         }
     }
 
@@ -43,6 +50,7 @@ impl Upload {
             body: Some(body),
             progress: Some(progress.clone()),
             used: Some(used.clone()),
+            pulse: Pulse::present(),
         };
         (upload, Some(progress))
     }
@@ -83,7 +91,12 @@ impl HttpBody for Upload {
     type Error = hyper::Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Upload { body, progress, used } = self.get_mut();
+        let Upload {
+            body,
+            progress,
+            used,
+            pulse,
+        } = self.get_mut();
         let Some(body) = body else {
             return Poll::Ready(None);
         };
@@ -95,6 +108,9 @@ impl HttpBody for Upload {
                     progress.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
                     if let Some(used) = used {
                         used.touch();
+                    }
+                    if let Some(pulse) = pulse {
+                        pulse.beat();
                     }
                     progress.frames.fetch_add(1, Ordering::Relaxed);
                     if body.is_end_stream() {
@@ -158,12 +174,15 @@ enum Content {
 /// A target's answer, with the connection that it comes from.
 pub(crate) struct Relayed {
     body: Incoming,
+    /// What of the body is here and not handed on yet.
+    rest: Bytes,
     ended: bool,
     /// The connection, which is used again if the answer is read to its end.
     lease: Option<Lease>,
     patience: Option<Box<Patience>>,
     /// Of an answer whose end is an activity.
     used: Option<Use>,
+    pulse: Option<Pulse>,
     _active: Active,
 }
 
@@ -189,9 +208,11 @@ impl Body {
         Content::Relayed(Relayed {
             ended: false,
             body,
+            rest: Bytes::new(),
             lease: Some(lease),
             patience: patience.map(|limit| Box::new(Patience { limit, until: None })),
             used,
+            pulse: Pulse::present(),
             _active: active,
         })
         .into()
@@ -205,7 +226,7 @@ impl Body {
     fn has_ended(&self) -> bool {
         match &self.content {
             Content::Whole(bytes) => bytes.is_empty(),
-            Content::Relayed(relayed) => relayed.ended || relayed.body.is_end_stream(),
+            Content::Relayed(relayed) => relayed.ended || relayed.is_end_stream(),
         }
     }
 }
@@ -231,19 +252,50 @@ impl Drop for Body {
 
 impl Relayed {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if !self.rest.is_empty() {
+            return Poll::Ready(Some(Ok(self.piece())));
+        }
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(frame) => {
                 self.ended = frame.is_none();
                 if let Some(patience) = &mut self.patience {
                     patience.until = None;
                 }
-                Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Target)))
+                Poll::Ready(frame.map(|frame| match frame {
+                    Ok(frame) => Ok(self.in_pieces(frame)),
+                    Err(error) => Err(BodyError::Target(error)),
+                }))
             }
             Poll::Pending => match &mut self.patience {
                 Some(patience) => patience.poll(cx).map(|()| Some(Err(BodyError::Silent))),
                 None => Poll::Pending,
             },
         }
+    }
+
+    fn in_pieces(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        if self.pulse.is_none() {
+            return frame;
+        }
+        match frame.into_data() {
+            Ok(data) => {
+                self.rest = data;
+                self.piece()
+            }
+            Err(frame) => frame,
+        }
+    }
+
+    fn piece(&mut self) -> Frame<Bytes> {
+        if let Some(pulse) = &self.pulse {
+            pulse.beat();
+        }
+        let bytes = self.rest.len().min(PIECE_BYTES_MAX);
+        Frame::data(self.rest.split_to(bytes))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 }
 
@@ -329,14 +381,15 @@ impl HttpBody for Body {
     fn is_end_stream(&self) -> bool {
         match &self.content {
             Content::Whole(bytes) => bytes.is_empty(),
-            Content::Relayed(relayed) => relayed.body.is_end_stream(),
+            Content::Relayed(relayed) => relayed.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.content {
             Content::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Content::Relayed(relayed) => relayed.body.size_hint(),
+            Content::Relayed(relayed) if relayed.rest.is_empty() => relayed.body.size_hint(),
+            Content::Relayed(_) => SizeHint::default(),
         }
     }
 }

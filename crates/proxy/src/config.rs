@@ -20,6 +20,9 @@ use crate::proxy::{BuildError, Proxy};
 pub const NAME_BYTES_MAX: usize = 253;
 /// The longest time a connection to a target may be told to take.
 pub const CONNECT_TIMEOUT_MAX: Duration = Duration::from_secs(60);
+/// The longest time that the head of a request or a TLS handshake may be told to take: strangers hold a connection for
+/// it.
+pub const HEADER_TIMEOUT_MAX: Duration = Duration::from_secs(5 * 60);
 /// The shortest time after which a table may be too old. Replicas vouch for it once a second.
 pub const MAX_STALE_MIN: Duration = Duration::from_secs(5);
 /// The longest drain, delay and timeout each.
@@ -57,14 +60,18 @@ pub struct ProxyConfig {
     pub connect_timeout: Duration,
     /// How long a target may be silent before its answer, and within it; `None`: for ever. WebSockets may be silent.
     pub target_timeout: Option<Duration>,
-    /// How long a client may take for the head of a request or a TLS handshake, and stay idle between two requests.
-    pub header_read_timeout: Duration,
-    /// How long nothing may pass on a client's connection of HTTP/1.1, neither way, even while its target works; `None`:
-    /// for ever. WebSockets may be silent.
+    /// How long a client may take for a TLS handshake, and for the head of a request: from its first byte on, the first
+    /// one from the connection's begin on.
+    pub header_timeout: Duration,
+    /// How long a client may be idle between two requests. A head must be there by then, too.
+    pub keep_alive_timeout: Duration,
+    /// How long nothing may pass on a client's connection of HTTP/1.1, or of a client's request of HTTP/2, neither way,
+    /// even while its target works; `None`: for ever. WebSockets may be silent.
     pub client_timeout: Option<Duration>,
     /// How long an idle connection to a target is kept for the next request.
     pub target_idle_timeout: Duration,
-    /// The most connections of clients at once; further ones wait in the kernel.
+    /// The most connections of clients at once; further ones wait in the kernel. Fewer if the system lets the process
+    /// have too few files open for so many, and as many to targets.
     pub connections_max: usize,
     /// The most of them from one address, or one half of an IPv6 address; further ones are closed. `None`: no such limit.
     /// Trusted proxies have none.
@@ -136,7 +143,8 @@ impl ProxyConfig {
             connect_timeout: Duration::from_secs(5),
             target_timeout: None,
             client_timeout: None,
-            header_read_timeout: Duration::from_secs(30),
+            header_timeout: Duration::from_secs(10),
+            keep_alive_timeout: Duration::from_secs(30),
             // Less than the 5 s after which Node.js servers close an idle connection, so that we rarely meet a closed one.
             target_idle_timeout: Duration::from_secs(4),
             connections_max: 100_000,
@@ -227,8 +235,14 @@ impl ProxyConfig {
                 CONNECT_TIMEOUT_MAX,
             ),
             (
-                "header_read_timeout",
-                self.header_read_timeout,
+                "header_timeout",
+                self.header_timeout,
+                Duration::from_millis(1),
+                HEADER_TIMEOUT_MAX,
+            ),
+            (
+                "keep_alive_timeout",
+                self.keep_alive_timeout,
                 Duration::from_millis(1),
                 DRAIN_MAX,
             ),
@@ -322,6 +336,7 @@ mod tests {
             listen_admin: Some(listen),
             connect_timeout: Duration::ZERO,
             connections_max: 0,
+            header_timeout: Duration::from_secs(3600),
             max_stale: Some(Duration::from_secs(1)),
             redirect: Some(Redirect { listen, to: None }),
             ..good
@@ -333,6 +348,7 @@ mod tests {
             "listen_admin \"127.0.0.1:8000\"",
             "connect_timeout \"0ns\"",
             "connections_max \"0\"",
+            "header_timeout \"3600s\": must be from 1ms to 300s",
             "max_stale \"1s\": must be 5s or more",
             "redirect \"127.0.0.1:8000\": must differ",
             "redirect \"127.0.0.1:8000\": needs a certificate",

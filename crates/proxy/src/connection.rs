@@ -4,11 +4,13 @@
 pub(crate) mod fuzz;
 
 use std::convert::Infallible;
+use std::error::Error as _;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -19,6 +21,7 @@ use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use tokio_rustls::{TlsAcceptor, TlsStream};
@@ -29,18 +32,22 @@ use crate::client::Client;
 use crate::forward::Forwarder;
 use crate::head::Watch;
 use crate::headers::Origin;
-use crate::metrics::{Active, Dropped, SharedMetrics};
+use crate::metrics::{Active, Dropped, Reject, SharedMetrics};
+use crate::pulse::{self, Pulse};
 use crate::signal::Signal;
 use crate::stream::Stream;
 use crate::tunnel::Tunnel;
 
 /// The most bytes in a request's head; more get 431.
-const HEAD_BYTES_MAX: u32 = 64 * 1024;
+pub(crate) const HEAD_BYTES_MAX: u32 = 64 * 1024;
 /// The most bytes that are read from a client of HTTP/1.1 before its target takes them, and kept of an answer before the
 /// client does. A whole head fits in.
 const BUFFER_BYTES_MAX: usize = 128 * 1024;
 /// Requests at once on one connection of HTTP/2.
 const STREAMS_MAX: u32 = 100;
+/// The most bytes in a head of HTTP/2 that are read at all. Beyond that h2 answers by itself and tells nobody, so it is
+/// let read what only just is too much.
+const HEAD_BYTES_READ_MAX: u32 = 2 * HEAD_BYTES_MAX;
 /// What one request, and one connection, may send before it is read.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
@@ -77,9 +84,11 @@ pub(crate) enum Entrance {
 /// How long a client may take.
 #[derive(Clone, Copy)]
 pub(crate) struct Limits {
-    /// For the head of a request, a TLS handshake, and from one request to the next.
-    pub(crate) header_read_timeout: Duration,
-    /// Without a byte either way, tunnels aside.
+    /// For a TLS handshake, and for the head of a request.
+    pub(crate) header_timeout: Duration,
+    /// From one request to the next.
+    pub(crate) keep_alive_timeout: Duration,
+    /// Without a byte either way, tunnels aside; of HTTP/2, of one request.
     pub(crate) client_timeout: Option<Duration>,
 }
 
@@ -121,7 +130,7 @@ impl Server {
         };
         let secure = tls.is_some();
         let opened = {
-            let mut opening = pin!(timeout(self.limits.header_read_timeout, open(stream, tls)));
+            let mut opening = pin!(timeout(self.limits.header_timeout, open(stream, tls)));
             match self.signals.stop.unless_raised(opening.as_mut()).await {
                 None => timeout(BEGIN_GRACE, opening).await.ok(),
                 opened => opened,
@@ -149,7 +158,9 @@ impl Server {
     }
 
     async fn http1(&self, mut io: Io, client: Arc<Client>, peer: Option<SocketAddr>) {
-        io.watch = Some(Watch::new(self.metrics.framing_refused()));
+        let seen = Arc::new(Seen::default());
+        io.watch = Some(Watch::new(seen.framing.clone()));
+        io.head_clock = Some(HeadClock::new(self.limits.header_timeout, seen.clone()));
         io.patience = self.limits.client_timeout.map(Patience::new);
         let (served, forwarder) = (client.clone(), self.forwarder.clone());
         let service = service_fn(move |request| {
@@ -171,14 +182,28 @@ impl Server {
                 }
             }
         });
-        match served.await {
-            Some(Ok(())) => {
+        let Some(ended) = served.await else { return };
+        self.count(&ended, &seen);
+        match ended {
+            Ok(()) => {
                 if let Some(tunnel) = client.take_tunnel() {
                     tunnel.run(&self.signals).await;
                 }
             }
-            Some(Err(error)) => tracing::debug!(%error, client = ?peer, "a connection ended"),
-            None => {}
+            Err(error) => tracing::debug!(%error, client = ?peer, "a connection ended"),
+        }
+    }
+
+    /// Counts a connection of HTTP/1.1 on which something was refused, or waited for in vain.
+    fn count(&self, ended: &hyper::Result<()>, seen: &Seen) {
+        let in_head = seen.in_head.load(Ordering::Relaxed);
+        let is_late = seen.is_late.load(Ordering::Relaxed);
+        match ended {
+            _ if seen.framing.get() > 0 => self.metrics.rejected(Reject::Framing),
+            Err(error) if error.is_parse() => self.metrics.rejected(Reject::Head),
+            Err(error) if in_head && (is_late || error.is_timeout()) => self.metrics.dropped(Dropped::Slow),
+            _ if is_late => self.metrics.dropped(Dropped::Silent),
+            _ => {}
         }
     }
 
@@ -186,11 +211,12 @@ impl Server {
         let streams = Streams {
             tasks: TaskTracker::new(),
             signals: self.signals.clone(),
+            limits: self.limits,
         };
         let mut http = http2::Builder::new(streams.clone());
         http.timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS_MAX)
-            .max_header_list_size(HEAD_BYTES_MAX)
+            .max_header_list_size(HEAD_BYTES_READ_MAX)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buf_size(SEND_BUFFER_BYTES)
@@ -206,6 +232,9 @@ impl Server {
                 let may_upgrade = request.method() == Method::CONNECT;
                 let response = forwarder.answer(&client, request).await;
                 unanswered.answered();
+                if let Some(pulse) = Pulse::present() {
+                    pulse.beat();
+                }
                 if may_upgrade && let Some(tunnel) = client.take_tunnel() {
                     tunnels.run(tunnel);
                 }
@@ -233,7 +262,7 @@ impl Server {
         let mut draining = false;
         let ended = self.signals.cut.unless_raised(async {
             loop {
-                let idle = streams.idle(client, self.limits.header_read_timeout);
+                let idle = streams.idle(client);
                 let driven = async {
                     tokio::select! {
                         biased;
@@ -249,6 +278,11 @@ impl Server {
                 match end {
                     End::Ended(Ok(())) => return,
                     End::Ended(Err(error)) => {
+                        if error.is_timeout() {
+                            self.metrics.dropped(Dropped::Silent);
+                        } else if breaks_rules(&error) {
+                            self.metrics.dropped(Dropped::Protocol);
+                        }
                         tracing::debug!(%error, client = ?peer, "a connection ended");
                         return;
                     }
@@ -274,10 +308,16 @@ fn http1(limits: Limits) -> http1::Builder {
     let mut http1 = http1::Builder::new();
     http1
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_read_timeout)
+        .header_read_timeout(limits.keep_alive_timeout)
         .max_header_size(HEAD_BYTES_MAX as usize)
         .max_buf_size(BUFFER_BYTES_MAX);
     http1
+}
+
+/// True if a connection of HTTP/2 was ended by us for what its client sent.
+fn breaks_rules(error: &hyper::Error) -> bool {
+    let source = error.source().and_then(|source| source.downcast_ref::<h2::Error>());
+    source.is_some_and(|error| error.is_library() && error.is_go_away())
 }
 
 /// How a connection of HTTP/2 goes on.
@@ -293,6 +333,7 @@ enum End {
 struct Streams {
     tasks: TaskTracker,
     signals: Arc<Signals>,
+    limits: Limits,
 }
 
 impl Streams {
@@ -301,11 +342,15 @@ impl Streams {
         self.tasks.spawn(async move { tunnel.run(&signals).await });
     }
 
-    /// Returns when nothing has been asked for or under way for `period`.
-    async fn idle(&self, client: &Client, period: Duration) {
+    /// Returns when nothing has been asked for or under way for as long as there may be.
+    async fn idle(&self, client: &Client) {
         loop {
             let seen = client.requests();
-            sleep(period).await;
+            sleep(match seen {
+                0 => self.limits.header_timeout,
+                _ => self.limits.keep_alive_timeout,
+            })
+            .await;
             if self.tasks.is_empty() && client.requests() == seen {
                 return;
             }
@@ -320,9 +365,16 @@ where
 {
     fn execute(&self, task: F) {
         let signals = self.signals.clone();
-        self.tasks.spawn(async move {
-            signals.cut.unless_raised(task).await;
-        });
+        // What a request starts while it is driven is its WebSocket, which may be silent.
+        let patience = self.limits.client_timeout.filter(|_| Pulse::present().is_none());
+        match patience {
+            None => self.tasks.spawn(async move {
+                signals.cut.unless_raised(task).await;
+            }),
+            Some(limit) => self.tasks.spawn(async move {
+                signals.cut.unless_raised(pulse::drive(task, limit)).await;
+            }),
+        };
     }
 }
 
@@ -379,7 +431,53 @@ struct Io {
     stream: Stream,
     first: First,
     watch: Option<Watch>,
+    head_clock: Option<HeadClock>,
     patience: Option<Patience>,
+}
+
+/// What the bytes of a connection of HTTP/1.1 tell of its end, and hyper does not.
+#[derive(Default)]
+struct Seen {
+    /// Heads that were refused before hyper had them.
+    framing: Counter,
+    /// A head has begun and is not at its end.
+    in_head: AtomicBool,
+    /// A head was not there in time.
+    is_late: AtomicBool,
+}
+
+/// For how long a head may be due: from its first byte on, the first one from the connection's begin on.
+struct HeadClock {
+    limit: Duration,
+    /// With the number of the head that is due then.
+    until: Option<(u64, Pin<Box<Sleep>>)>,
+    seen: Arc<Seen>,
+}
+
+impl HeadClock {
+    fn new(limit: Duration, seen: Arc<Seen>) -> Self {
+        HeadClock {
+            limit,
+            until: None,
+            seen,
+        }
+    }
+
+    /// To be asked whenever the connection has been read from.
+    fn poll(&mut self, cx: &mut Context<'_>, watch: &Watch, waits: bool) -> io::Result<()> {
+        self.seen.in_head.store(watch.is_in_head(), Ordering::Relaxed);
+        let due = watch.awaits_head();
+        self.until.take_if(|(head, _)| Some(*head) != due);
+        let Some(due) = due else { return Ok(()) };
+        let limit = self.limit;
+        let (_, until) = self.until.get_or_insert_with(|| (due, Box::pin(sleep(limit))));
+        // What is here already is not late, whenever it is read.
+        if !waits || until.as_mut().poll(cx).is_pending() {
+            return Ok(());
+        }
+        self.seen.is_late.store(true, Ordering::Relaxed);
+        Err(io::ErrorKind::TimedOut.into())
+    }
 }
 
 /// For how long a client may let nothing pass, neither way.
@@ -413,6 +511,7 @@ impl Io {
             stream,
             first,
             watch: None,
+            head_clock: None,
             patience: None,
         }
     }
@@ -452,6 +551,9 @@ impl AsyncRead for Io {
         io.check(cx, polled.is_pending())?;
         if let Some(watch) = &mut io.watch {
             watch.read(&mut buffer.filled_mut()[before..]);
+            if let Some(clock) = &mut io.head_clock {
+                clock.poll(cx, watch, polled.is_pending())?;
+            }
         }
         polled
     }

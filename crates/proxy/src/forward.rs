@@ -1,6 +1,7 @@
 //! One request from start to end.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use holdfast_client::{LiveTable, Refusals};
@@ -217,6 +218,7 @@ impl Forwarder {
     /// route, nor to the default target.
     fn resolve<B>(&self, request: &Request<B>) -> Result<Way<'_>, Failure> {
         let asked = read(request).map_err(|refusal| self.refused(refusal))?;
+        let began = Instant::now();
         // The guard ends with this function: a request that lasts for hours must not keep an old table alive.
         let found = match &*self.table.current() {
             None => {
@@ -229,6 +231,7 @@ impl Forwarder {
             }
             Some(table) => table.lookup(asked.host.as_ref(), &asked.path).cloned(),
         };
+        self.metrics.lookups.done(began);
         match (found, &self.default) {
             (Some(entry), _) => Ok(Way {
                 entry,
@@ -263,6 +266,13 @@ impl Forwarder {
             parts
                 .headers
                 .insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+        // As configurable-http-proxy has it: some servers ask these two for a length.
+        if upload.is_none() && matches!(parts.method, Method::DELETE | Method::OPTIONS) {
+            parts
+                .headers
+                .entry(CONTENT_LENGTH)
+                .or_insert(HeaderValue::from_static("0"));
         }
         let sent = way.targets.send(way.target(), Request::from_parts(parts, body), upload);
         let (response, lease) = sent.await.map_err(|error| self.failed(way, &error))?;

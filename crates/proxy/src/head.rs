@@ -25,6 +25,8 @@ pub(crate) struct Watch {
     cut: bool,
     /// What the present head says of its body.
     framing: Framing,
+    /// How many heads have come to their end.
+    heads: u64,
     refused: Counter,
 }
 
@@ -67,6 +69,7 @@ impl Watch {
             kept: 0,
             cut: false,
             framing: Framing::default(),
+            heads: 0,
             refused,
         }
     }
@@ -74,6 +77,21 @@ impl Watch {
     /// True once the connection is a tunnel, or about to end.
     pub(crate) fn is_over(&self) -> bool {
         matches!(self.place, Place::Beyond | Place::Spoilt | Place::Over)
+    }
+
+    /// True within the head of a request.
+    pub(crate) fn is_in_head(&self) -> bool {
+        match self.place {
+            Place::Before(_) => self.kept > 0,
+            Place::Head => true,
+            _ => false,
+        }
+    }
+
+    /// Which head is due, counted from 0: one that has begun, or the connection's first one.
+    pub(crate) fn awaits_head(&self) -> Option<u64> {
+        let is_first = self.heads == 0 && matches!(self.place, Place::Before(_));
+        (is_first || self.is_in_head()).then_some(self.heads)
     }
 
     /// What is read instead of the client's bytes behind something refused: an end of the head, for hyper looks at a head
@@ -188,6 +206,7 @@ impl Watch {
                 true
             }
             Place::Head if line.is_empty() => {
+                self.heads += 1;
                 self.place = match self.framing {
                     Framing { websocket: true, .. } => Place::Beyond,
                     Framing { chunked: true, .. } => Place::ChunkSize,
@@ -400,6 +419,27 @@ mod tests {
                 assert_eq!(read.find('\0'), Some(head.len() - 1), "{head:?} in pieces of {piece}");
                 assert_eq!((place, refused), (Place::Spoilt, 1));
             }
+        }
+    }
+
+    #[test]
+    fn the_first_head_is_due_and_each_that_has_begun() {
+        let mut watch = Watch::new(Counter::default());
+        for (bytes, is_in_head, awaits_head) in [
+            ("", false, Some(0)),
+            ("\r\n", false, Some(0)),
+            ("PO", true, Some(0)),
+            ("ST / HTTP/1.1\r\n", true, Some(0)),
+            ("Content-Length: 3\r\n", true, Some(0)),
+            ("\r\n", false, None),
+            ("abc", false, None),
+            ("G", true, Some(1)),
+            ("ET / HTTP/1.1\r\n\r\nGET", true, Some(2)),
+            (" / HTTP/1.1\r\n\r\n", false, None),
+        ] {
+            watch.read(&mut bytes.as_bytes().to_vec());
+            let found = (watch.is_in_head(), watch.awaits_head());
+            assert_eq!(found, (is_in_head, awaits_head), "behind {bytes:?}");
         }
     }
 

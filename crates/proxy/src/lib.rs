@@ -27,6 +27,7 @@ mod pages;
 pub mod policy;
 mod pool;
 pub mod proxy;
+mod pulse;
 mod redirect;
 #[cfg(test)]
 #[path = "../../../fuzz/replay.rs"]

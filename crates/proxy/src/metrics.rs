@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::Instant;
 
 use holdfast_client::{Freshness, Source};
 use holdfast_table::Table;
@@ -21,7 +22,9 @@ const SOURCES: [(Source, &str); 3] = [
     (Source::Stream, "stream"),
 ];
 
-const REJECTS: [&str; 5] = ["method", "host", "path", "upgrade", "framing"];
+const REJECTS: [&str; 6] = ["method", "host", "path", "upgrade", "framing", "head"];
+const DROPS: [&str; 6] = ["address", "handshake", "silent", "slow", "resets", "protocol"];
+const PAUSES: [&str; 2] = ["full", "failed"];
 const TARGET_FAILURES: [&str; 4] = ["connect", "response", "silent", "denied"];
 
 /// What a request is.
@@ -40,6 +43,8 @@ pub(crate) enum Reject {
     Upgrade,
     /// Its head or its body's length can be read in two ways.
     Framing,
+    /// Its head is no HTTP, or too large.
+    Head,
 }
 
 /// Why a connection of a client was not kept.
@@ -51,8 +56,21 @@ pub(crate) enum Dropped {
     Handshake,
     /// It said nothing for too long.
     Silent,
+    /// It took too long for the head of a request.
+    Slow,
     /// It took back too many requests.
     Resets,
+    /// It broke the rules of HTTP/2.
+    Protocol,
+}
+
+/// Why clients are not let in for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pause {
+    /// There are as many connections as there may be.
+    Full,
+    /// The system gave no connection, for want of file descriptors or the like.
+    Failed,
 }
 
 /// How a target failed.
@@ -86,18 +104,21 @@ impl TargetFailure {
 pub(crate) struct Metrics {
     registry: Registry,
     requests: [[Counter; CLASSES.len()]; 2],
-    rejected: [Counter; 5],
-    dropped: [Counter; 4],
+    rejected: [Counter; REJECTS.len()],
+    dropped: [Counter; DROPS.len()],
+    paused: [Counter; PAUSES.len()],
     target_failures: [Counter; 4],
     pub(crate) no_route: Counter,
     pub(crate) no_table: Counter,
     pub(crate) stale_table: Counter,
     pub(crate) connections: Gauge,
+    pub(crate) connections_max: Gauge,
     pub(crate) active_requests: Gauge,
     pub(crate) active_websockets: Gauge,
     /// By code, from 100 to 599.
     statuses: Box<[Counter]>,
-    pub(crate) active_routes: Counter,
+    pub(crate) lookups: Timed,
+    pub(crate) active_routes: Timed,
     pub(crate) access_log_lost: Counter,
     pub(crate) cache_writes: Counter,
     pub(crate) cache_write_errors: Counter,
@@ -109,7 +130,7 @@ pub(crate) struct Metrics {
     sources: [Gauge; SOURCES.len()],
     connected: Gauge,
     draining: Gauge,
-    open_files: Gauge,
+    pub(crate) open_files: Gauge,
     open_files_max: Gauge,
 }
 
@@ -138,7 +159,14 @@ impl Metrics {
             "connections_dropped",
             "Connections of clients that were closed on them, by why",
             "reason",
-            ["address", "handshake", "silent", "resets"],
+            DROPS,
+        );
+        let paused = by_label(
+            r,
+            "accept_paused",
+            "Times that clients were not let in for a while: as many connections as there may be, or none to be had",
+            "reason",
+            PAUSES,
         );
         let target_failures = by_label(
             r,
@@ -155,13 +183,14 @@ impl Metrics {
             ["known_absent", "no_table", "stale_table"],
         );
         let connections = gauge(r, "connections", "Connections of clients, tunnels included");
+        let connections_max = gauge(r, "connections_max", "Connections of clients that there may be");
         let active_requests = gauge(r, "active_requests", "Requests whose answer is not complete yet");
         let active_websockets = gauge(r, "active_websockets", "Upgraded connections");
-        let active_routes = Counter::default();
+        let active_routes = Timed::default();
         r.register(
             "activity",
             "Times that a route was found to be active, each version of a route once a second at most",
-            active_routes.clone(),
+            active_routes.times.clone(),
         );
         let access_log_lost = Counter::default();
         r.register(
@@ -207,14 +236,17 @@ impl Metrics {
             requests,
             rejected,
             dropped,
+            paused,
             target_failures,
             no_route,
             no_table,
             stale_table,
             connections,
+            connections_max,
             active_requests,
             active_websockets,
             statuses: (100..600).map(|_| Counter::default()).collect(),
+            lookups: Timed::default(),
             active_routes,
             access_log_lost,
             cache_writes,
@@ -247,13 +279,12 @@ impl Metrics {
         self.rejected[reason as usize].inc();
     }
 
-    /// Counts requests whose heads are refused before there is a request.
-    pub(crate) fn framing_refused(&self) -> Counter {
-        self.rejected[Reject::Framing as usize].clone()
-    }
-
     pub(crate) fn dropped(&self, reason: Dropped) {
         self.dropped[reason as usize].inc();
+    }
+
+    pub(crate) fn paused(&self, reason: Pause) {
+        self.paused[reason as usize].inc();
     }
 
     pub(crate) fn target_failed(&self, how: TargetFailure) {
@@ -297,18 +328,19 @@ impl Metrics {
 
     /// The names that configurable-http-proxy has for some of it; of type unknown, for they lack what a counter's must end with.
     fn push_aliases(&self, text: &mut String) {
-        let mut push = |name: &str, kind: &str, suffix: &str, value: u64| {
-            text.push_str(&format!("# TYPE {name} {kind}\n{name}{suffix} {value}\n"));
-        };
-        let [web, websocket] = [Kind::Web, Kind::Websocket].map(|kind| {
-            let classes = self.requests[kind as usize].iter();
-            classes.map(Counter::get).sum::<u64>()
-        });
-        push("requests_web", "unknown", "", web);
-        push("requests_ws", "unknown", "", websocket);
-        // Without the time that each took.
-        push("find_target_for_req", "summary", "_count", web + websocket);
-        push("last_activity_updating", "summary", "_count", self.active_routes.get());
+        for (name, kind) in [("requests_web", Kind::Web), ("requests_ws", Kind::Websocket)] {
+            let count: u64 = self.requests[kind as usize].iter().map(Counter::get).sum();
+            text.push_str(&format!("# TYPE {name} unknown\n{name} {count}\n"));
+        }
+        for (name, timed) in [
+            ("find_target_for_req", &self.lookups),
+            ("last_activity_updating", &self.active_routes),
+        ] {
+            let (count, sum) = (timed.times.get(), timed.seconds.get());
+            text.push_str(&format!(
+                "# TYPE {name} summary\n{name}_count {count}\n{name}_sum {sum}\n"
+            ));
+        }
         text.push_str("# TYPE requests_proxy unknown\n");
         for (code, counter) in (100..).zip(&self.statuses) {
             match counter.get() {
@@ -340,6 +372,21 @@ impl Active {
 impl Drop for Active {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+/// How often something was done, and how long that took in all.
+#[derive(Clone, Default)]
+pub(crate) struct Timed {
+    pub(crate) times: Counter,
+    seconds: Counter<f64, AtomicU64>,
+}
+
+impl Timed {
+    /// Counts what was done since `began`.
+    pub(crate) fn done(&self, began: Instant) {
+        self.times.inc();
+        self.seconds.inc_by(began.elapsed().as_secs_f64());
     }
 }
 
@@ -379,6 +426,8 @@ fn signed(value: u64) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -393,7 +442,12 @@ mod tests {
         ] {
             metrics.answered(kind, StatusCode::from_u16(status).unwrap());
         }
-        metrics.active_routes.inc();
+        metrics.active_routes.done(Instant::now());
+        let began = Instant::now();
+        std::thread::sleep(Duration::from_millis(2));
+        for _ in 0..3 {
+            metrics.lookups.done(began);
+        }
         let freshness = Freshness {
             source: Source::None,
             connected: false,
@@ -407,7 +461,7 @@ mod tests {
         for line in [
             "requests_web 4",
             "requests_ws 1",
-            "find_target_for_req_count 5",
+            "find_target_for_req_count 3",
             "last_activity_updating_count 1",
             "requests_proxy{status=\"200\"} 2",
             "requests_proxy{status=\"503\"} 1",
@@ -419,6 +473,13 @@ mod tests {
             assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
         }
         assert!(!text.contains("status=\"999\""), "{text}");
+        let sum = |name: &str| {
+            let mut lines = text.lines();
+            let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix("_sum "));
+            value.unwrap().parse::<f64>().unwrap()
+        };
+        assert!((0.006..6.0).contains(&sum("find_target_for_req")), "{text}");
+        assert!(sum("last_activity_updating") < 1.0, "{text}");
         assert_eq!(text.matches("# EOF").count(), 1);
         assert!(text.ends_with("\n# EOF\n"));
         let mut types: Vec<_> = text.lines().filter(|line| line.starts_with("# TYPE")).collect();

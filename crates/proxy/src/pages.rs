@@ -21,6 +21,8 @@ pub(crate) enum Problem {
     TargetFailed,
     /// The path or the host cannot be read.
     Unreadable(PathError),
+    /// The head has more bytes than may be.
+    HeadTooLarge,
     /// Another fault in the request's head, in words.
     BadRequest(&'static str),
 }
@@ -31,6 +33,7 @@ impl Problem {
             Problem::NoRoute => StatusCode::NOT_FOUND,
             Problem::NoTable | Problem::StaleTable | Problem::TargetFailed => StatusCode::SERVICE_UNAVAILABLE,
             Problem::Unreadable(_) | Problem::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Problem::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         }
     }
 
@@ -48,6 +51,9 @@ impl Problem {
                 "The server at this address does not answer. It may have stopped, or may still be starting.".to_owned()
             }
             Problem::Unreadable(error) => format!("The request cannot be read: {error}."),
+            Problem::HeadTooLarge => {
+                "The request's headers are too large. It may help to delete this site's cookies.".to_owned()
+            }
             Problem::BadRequest(what) => format!("The request cannot be read: {what}."),
         }
     }

@@ -376,16 +376,21 @@ impl Proxy {
         }
         let mut doors = JoinSet::new();
         let limits = Limits {
-            header_read_timeout: config.header_read_timeout,
+            header_timeout: config.header_timeout,
+            keep_alive_timeout: config.keep_alive_timeout,
             client_timeout: config.client_timeout,
         };
         let server = Server::new(forwarder.clone(), metrics.clone(), signals.clone(), limits);
+        let connections_max = descriptors::connections_max(config.connections_max);
+        metrics
+            .connections_max
+            .set(i64::try_from(connections_max).unwrap_or(i64::MAX));
         let door = Door {
             listeners: openings,
             server: Arc::new(server),
             signals: signals.clone(),
             metrics,
-            connections_max: config.connections_max,
+            connections_max,
             per_address: PerAddress::new(config.connections_per_address_max),
             trusted: config.policy.trusted_proxies.clone(),
         };

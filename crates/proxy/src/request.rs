@@ -2,8 +2,9 @@
 
 use holdfast_table::{Host, RequestPath};
 use http::header::HOST;
-use http::{Method, Request, Version};
+use http::{HeaderMap, Method, Request, Version};
 
+use crate::connection::HEAD_BYTES_MAX;
 use crate::metrics::Reject;
 use crate::pages::Problem;
 use crate::websocket;
@@ -23,6 +24,9 @@ pub(crate) struct Asked<'a> {
 /// Whatever could be read in two ways: answer 400, and tell nobody else of the request.
 pub(crate) fn read<B>(request: &Request<B>) -> Result<Asked<'_>, (Reject, Problem)> {
     let uri = request.uri();
+    if request.version() == Version::HTTP_2 && size(request.headers()) > HEAD_BYTES_MAX as usize {
+        return Err((Reject::Head, Problem::HeadTooLarge));
+    }
     let origin_form = match uri.path_and_query() {
         Some(path)
             if path.as_str() != "*" && (request.method() != Method::CONNECT || websocket::is_wanted(request)) =>
@@ -49,6 +53,14 @@ pub(crate) fn read<B>(request: &Request<B>) -> Result<Asked<'_>, (Reject, Proble
         path,
         origin_form,
     })
+}
+
+/// The size of a list of headers, as HTTP/2 counts it (RFC 9113, section 6.5.2).
+fn size(headers: &HeaderMap) -> usize {
+    let sizes = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + 32);
+    sizes.sum()
 }
 
 /// The one host that a request names, `None` for HTTP/1.0 without a `Host`.

@@ -104,6 +104,54 @@ async fn it_listens_where_it_was_told_and_nowhere_else() -> Result<()> {
     Ok(())
 }
 
+/// A load balancer that ends TLS is believed if it is named; else the hub would take every user to come without TLS.
+#[tokio::test]
+async fn what_ends_tls_before_it_is_believed_if_it_is_named() -> Result<()> {
+    let mirror = Mirror::start().await?;
+    for (trusted, protocol, user) in [
+        (Some("127.0.0.0/8"), "https", "192.0.2.7, 127.0.0.1"),
+        (Some("10.0.0.0/8"), "http", "127.0.0.1"),
+        (None, "http", "127.0.0.1"),
+    ] {
+        let folder = TempDir::new()?;
+        let mut subject = Subject::ours(folder.path(), &["--allow-targets", "127.0.0.0/8"])?;
+        if let Some(trusted) = trusted {
+            subject.process.set_env("HOLDFAST_TRUSTED_PROXIES", trusted);
+        }
+        subject.start().await?;
+        subject.add("/user/alice", &mirror.target("")).await?;
+        let asked = request(Method::GET, "hub.test", "/user/alice/x")
+            .header("x-forwarded-proto", "https")
+            .header("x-forwarded-for", "192.0.2.7");
+        let seen = send(&subject.public, asked, Bytes::new()).await?.json()?;
+        let headers = &seen["headers"];
+        ensure!(headers["x-forwarded-proto"][0] == protocol, "{trusted:?}: {seen}");
+        ensure!(headers["x-forwarded-for"][0] == user, "{trusted:?}: {seen}");
+        // And routes lead nowhere else than they may.
+        let elsewhere = r#"{"target": "http://192.0.2.1:8888"}"#;
+        let refused = subject.ask(Method::POST, "/api/routes/user/bob", elsewhere).await?;
+        ensure!(refused.status == 400, "{refused:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_token_may_be_in_a_file() -> Result<()> {
+    let folder = TempDir::new()?;
+    let file = folder.path().join("token");
+    fs::write(&file, format!("{TOKEN}\n"))?;
+    let mut subject = Subject::ours(folder.path(), &[])?;
+    // An empty one is as none.
+    subject.process.set_env("CONFIGPROXY_AUTH_TOKEN", "");
+    subject.process.set_env("CONFIGPROXY_AUTH_TOKEN_FILE", &file);
+    subject.start().await?;
+    let stranger = request(Method::GET, &subject.api, "/api/routes").header("authorization", "token other");
+    let refused = send(&subject.api, stranger, Bytes::new()).await?;
+    ensure!(refused.status == 403, "{refused:?}");
+    subject.process.terminate(SOON).await?;
+    Ok(())
+}
+
 #[tokio::test]
 async fn unix_sockets_do_for_all_of_it() -> Result<()> {
     let folder = TempDir::new()?;

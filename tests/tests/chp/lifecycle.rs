@@ -141,6 +141,31 @@ async fn the_next_one_may_start_while_the_last_one_drains() -> Result<()> {
     Ok(())
 }
 
+/// Whoever closes a terminal, or asks all daemons for a reload, cuts off nobody.
+#[tokio::test]
+async fn a_hangup_changes_nothing() -> Result<()> {
+    let mirror = Mirror::start().await?;
+    let folder = TempDir::new()?;
+    let mut subject = Subject::ours(folder.path(), &[])?;
+    subject.start().await?;
+    subject.add("/user/alice", &mirror.target("")).await?;
+    let pid = subject.process.pid();
+    for times in 1..=2 {
+        subject.process.signal(nix::sys::signal::Signal::SIGHUP);
+        until("it says so", SOON, async || {
+            let said = subject.said("SIGHUP").len();
+            ensure!(said == times, "{said} times: {}", subject.process.log_tail(20));
+            Ok(())
+        })
+        .await?;
+    }
+    let answer = http::get(&subject.public, "/user/alice/x").await?;
+    ensure!(answer.status == 200 && subject.process.pid() == pid, "{answer:?}");
+    let ended = subject.process.terminate(SOON).await?;
+    ensure!(ended.code() == Some(0), "{ended}: {}", subject.process.log_tail(20));
+    Ok(())
+}
+
 #[tokio::test]
 async fn it_goes_by_the_other_name_too_and_ends_with_its_codes() -> Result<()> {
     let folder = TempDir::new()?;

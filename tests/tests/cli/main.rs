@@ -6,6 +6,7 @@ mod reconcile;
 mod routes;
 mod stand_in;
 mod status;
+mod up;
 mod watch;
 
 use anyhow::Result;

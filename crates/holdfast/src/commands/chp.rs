@@ -68,6 +68,7 @@ pub fn run(args: ChpArgs, mut settings: Settings) -> anyhow::Result<ExitCode> {
     block_on(async {
         let mut tasks = JoinSet::new();
         let stop = Stop::on_signals(&mut tasks)?;
+        super::hangups_change_nothing(&mut tasks)?;
         stop.run(serve(told, stop.gracefully.clone())).await
     })?;
     Ok(ExitCode::SUCCESS)
@@ -77,6 +78,7 @@ pub fn run(args: ChpArgs, mut settings: Settings) -> anyhow::Result<ExitCode> {
 #[derive(Default)]
 struct Secrets {
     token: Option<String>,
+    token_file: Option<String>,
     passphrase: Option<Passphrase>,
     api_passphrase: Option<Passphrase>,
 }
@@ -86,6 +88,7 @@ impl Secrets {
         let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
         Secrets {
             token: variable("CONFIGPROXY_AUTH_TOKEN"),
+            token_file: variable("CONFIGPROXY_AUTH_TOKEN_FILE"),
             passphrase: variable("CONFIGPROXY_SSL_KEY_PASSPHRASE").map(Passphrase::new),
             api_passphrase: variable("CONFIGPROXY_API_SSL_KEY_PASSPHRASE").map(Passphrase::new),
         }
@@ -142,7 +145,7 @@ fn read(args: &ChpArgs, secrets: &Secrets, settings: &mut Settings) -> Result<To
     if let Some(serving) = &mut serving {
         serving.client_timeout = timeout;
         serving.target_timeout = proxy_timeout;
-        serving.header_read_timeout = keep_alive_timeout.unwrap_or(serving.header_read_timeout);
+        serving.keep_alive_timeout = keep_alive_timeout.unwrap_or(serving.keep_alive_timeout);
     }
     let default = settings.read_optional("default-target", args.default_target.as_deref(), |target| {
         let spec = RouteSpec::parse("/").map_err(|error| error.problem)?;
@@ -224,6 +227,7 @@ fn read_serving(args: &ChpArgs, settings: &mut Settings) -> Option<ProxyConfig> 
             redirect_to: args.redirect_to.clone(),
             max_connections: "100000".into(),
             max_connections_per_address: None,
+            header_timeout: "10s".into(),
             keep_alive_timeout: "30s".into(),
             client_timeout: None,
         },
@@ -232,8 +236,8 @@ fn read_serving(args: &ChpArgs, settings: &mut Settings) -> Option<ProxyConfig> 
             default_target: None,
             error_target: args.error_target.clone(),
             error_path: args.error_path.clone(),
-            allow_targets: None,
-            trusted_proxies: None,
+            allow_targets: args.allow_targets.clone(),
+            trusted_proxies: args.trusted_proxies.clone(),
             no_x_forward: boolean(args.no_x_forward),
             no_prepend_path: boolean(args.no_prepend_path),
             no_include_prefix: boolean(args.no_include_prefix),
@@ -277,10 +281,10 @@ fn read_api(
             SocketAddr::new(ip?, port).into()
         }
     };
-    let tokens = Tokens::new(secrets.token.as_deref());
+    let tokens = read_tokens(secrets, settings)?;
     if tokens.is_empty() && !listen.is_local() {
-        let problem = "without a token everybody who reaches it could change routes: set CONFIGPROXY_AUTH_TOKEN, as the \
-                       hub has it, or give a loopback address";
+        let problem = "without a token everybody who reaches it could change routes: set CONFIGPROXY_AUTH_TOKEN or \
+                       CONFIGPROXY_AUTH_TOKEN_FILE, as the hub has it, or give a loopback address";
         settings.refuse("api-ip", &args.api_ip, problem);
     }
     Some(ChpApiConfig {
@@ -290,6 +294,18 @@ fn read_api(
         namespace: Namespace::default(),
         host_routing: args.host_routing,
     })
+}
+
+fn read_tokens(secrets: &Secrets, settings: &mut Settings) -> Option<Tokens> {
+    let Some(file) = &secrets.token_file else {
+        return Some(Tokens::new(secrets.token.as_deref()));
+    };
+    if secrets.token.is_some() {
+        settings.refuse_as("CONFIGPROXY_AUTH_TOKEN and CONFIGPROXY_AUTH_TOKEN_FILE exclude each other".into());
+        return None;
+    }
+    let refuse = |problem: String| settings.refuse_as(format!("CONFIGPROXY_AUTH_TOKEN_FILE {file:?}: {problem}"));
+    parse::tokens(file).map_err(refuse).ok()
 }
 
 /// The outer `None`: something about it is wrong.
@@ -451,7 +467,7 @@ fn replica(told: &Told, folder: &Folder) -> ReplicaConfig {
         data_dir: folder.replica(),
         listen_client: holdfast_replica::Address::Unix(folder.socket()),
         api: ApiAccess::default(),
-        allow_targets: Vec::new(),
+        allow_targets: told.proxy.allow_targets.clone(),
         listen_peer: None,
         listen_admin: None,
         chp_api: Some(told.api.clone()),

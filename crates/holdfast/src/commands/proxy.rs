@@ -202,6 +202,11 @@ mod tests {
         assert!(config.tls.is_none() && config.redirect.is_none() && config.default_target.is_none());
         assert!(config.max_stale.is_none() && config.drain_on_request);
         assert!(!told(&["--exit-with-parent"]).unwrap().drain_on_request);
+        let seconds = Duration::from_secs;
+        assert_eq!(
+            (config.header_timeout, config.keep_alive_timeout),
+            (seconds(10), seconds(30))
+        );
         assert!(config.allow_targets.is_empty() && config.client_timeout.is_none() && config.target_timeout.is_none());
         let policy = config.policy;
         assert!(policy.x_forward && policy.prepend_path && policy.include_prefix);
@@ -231,6 +236,7 @@ mod tests {
             "--insecure",
             "--timeout=5s",
             "--proxy-timeout=6s",
+            "--header-timeout=3s",
             "--keep-alive-timeout=7s",
             "--trusted-proxies=10.0.0.0/8,unix",
             "--allow-targets=10.0.0.0/8:8888,http+unix:///run",
@@ -255,7 +261,8 @@ mod tests {
         assert!(config.target_tls.insecure);
         assert_eq!(config.client_timeout, Some(Duration::from_secs(5)));
         assert_eq!(config.target_timeout, Some(Duration::from_secs(6)));
-        assert_eq!(config.header_read_timeout, Duration::from_secs(7));
+        assert_eq!(config.header_timeout, Duration::from_secs(3));
+        assert_eq!(config.keep_alive_timeout, Duration::from_secs(7));
         assert_eq!(config.allow_targets.len(), 2);
         assert_eq!(config.max_stale, Some(Duration::from_secs(60)));
         assert_eq!(
@@ -323,6 +330,11 @@ mod tests {
         for flag in ["redirect-port", "ssl-request-cert", "ssl-protocol"] {
             assert!(alone.contains(&format!("--{flag} needs a certificate")), "{alone}");
         }
+        let long = told(&["--header-timeout=1h"]).unwrap_err();
+        assert!(
+            long.contains("header_timeout \"3600s\": must be from 1ms to 300s"),
+            "{long}"
+        );
         let same = told(&["--listen=127.0.0.1:8002"]).unwrap_err();
         assert!(
             same.contains("--listen-admin \"127.0.0.1:8002\": users come in"),

@@ -42,7 +42,7 @@ const PROXIES_MAX: u16 = 64;
 /// Prints a line, `holdfast is up: URL,... api=HOST:PORT,...`, once all of it answers, and after it what a shell has to be
 /// told before other commands can ask it: `export HOLDFAST_ENDPOINTS=... HOLDFAST_ENDPOINTS_TOKEN_FILE=...`. SIGTERM or
 /// Ctrl-C stops everything in good order, a second one at once; if this process is killed, the others end by themselves.
-/// The routes stay in --data-dir.
+/// SIGHUP reads --log-level from the file given by --config again, for this process. The routes stay in --data-dir.
 #[derive(Debug, Args)]
 pub struct UpArgs {
     /// Where everything is kept: r0, r1, ... of the replicas, p0, p1, ... of the proxies, and up.json, which says while
@@ -121,6 +121,7 @@ pub fn run(args: UpArgs, mut settings: Settings) -> anyhow::Result<ExitCode> {
     block_on(async {
         let mut tasks = JoinSet::new();
         let stop = Stop::on_signals(&mut tasks)?;
+        super::log_level_follows_its_file(&mut tasks)?;
         let result = match plan.is_embedded() {
             true => stop.run(embedded(&plan, &claim, &stop.gracefully)).await,
             false => supervised(&plan, &claim, &stop).await,
@@ -375,7 +376,7 @@ mod tests {
             assert!(said.contains(part), "{part} is missing in: {said}");
         }
         let long = told(&["--keep-alive-timeout=48h"]).unwrap_err();
-        assert!(long.contains("header_read_timeout"), "{long}");
+        assert!(long.contains("keep_alive_timeout"), "{long}");
     }
 
     #[test]

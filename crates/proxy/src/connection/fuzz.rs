@@ -73,7 +73,8 @@ fn hear(bytes: &[u8], piece: usize) -> Vec<Asked> {
         let mut io = Io::new(Stream::Unix(ours), First::default());
         io.watch = Some(Watch::new(Counter::default()));
         let limits = Limits {
-            header_read_timeout: Duration::from_secs(10),
+            header_timeout: Duration::from_secs(10),
+            keep_alive_timeout: Duration::from_secs(10),
             client_timeout: None,
         };
         let service = service_fn(move |request| listen(request, hearing.clone()));

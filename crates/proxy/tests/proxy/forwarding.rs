@@ -276,7 +276,7 @@ async fn a_large_download_waits_for_the_client() {
 }
 
 /// Writes until nothing has been taken for a while; returns how much was.
-async fn fill_until_it_stalls(to: &mut (impl tokio::io::AsyncWrite + Unpin), most: usize) -> usize {
+pub async fn fill_until_it_stalls(to: &mut (impl tokio::io::AsyncWrite + Unpin), most: usize) -> usize {
     let chunk = vec![7; 64 * 1024];
     let mut sent = 0;
     while sent < most {
@@ -447,4 +447,82 @@ async fn a_get_keeps_its_body() {
     assert_eq!(connection.take(13).await, b"3\r\nabc\r\n0\r\n\r\n");
     connection.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
     assert_eq!(client.answer().await.status(), 200);
+}
+
+/// As under configurable-http-proxy.
+#[tokio::test]
+async fn a_delete_without_a_body_says_so() {
+    let hub = Target::mirror("hub").await;
+    let setup = Setup::new(&[("/", &hub.url)]).await;
+    for (method, body, length) in [
+        ("DELETE", "", Some("0")),
+        ("OPTIONS", "", Some("0")),
+        ("GET", "", None),
+        ("DELETE", "Content-Length: 0\r\n", Some("0")),
+    ] {
+        let request = format!("{method} /x HTTP/1.1\r\nHost: a\r\n{body}\r\n");
+        let seen = ask(setup.proxy.public, request).await.text();
+        assert_eq!(header(&seen, "content-length"), length, "{seen}");
+        assert_eq!(header(&seen, "transfer-encoding"), None, "{seen}");
+    }
+    let request = "DELETE /x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc";
+    let seen = ask(setup.proxy.public, request).await.text();
+    assert_eq!(header(&seen, "content-length"), Some("3"), "{seen}");
+}
+
+#[tokio::test]
+async fn trailers_of_a_request_reach_its_target() {
+    let (target, mut connections) = Target::manual().await;
+    let setup = Setup::new(&[("/", &target.url)]).await;
+    let mut client = Conversation::connect(setup.proxy.public).await;
+    client
+        .send(
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: x-sum\r\n\r\n\
+             3\r\nabc\r\n0\r\nx-sum: 7\r\n\r\n",
+        )
+        .await;
+    let mut connection = soon(connections.recv()).await.unwrap();
+    soon(connection.head()).await.unwrap();
+    assert_eq!(connection.chunk().await, b"abc");
+    assert_eq!(soon(connection.head()).await.unwrap(), "0\r\nx-sum: 7\r\n\r\n");
+    connection.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+    assert_eq!(client.answer().await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_host_may_be_an_ipv6_address() {
+    let hub = Target::mirror("hub").await;
+    let setup = Setup::new(&[("/", &hub.url)]).await;
+    for (host, port) in [("[2001:db8::1]:8443", "8443"), ("[2001:db8::1]", "80")] {
+        let answer = ask(setup.proxy.public, format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+        assert_eq!(answer.status(), 200, "{host}");
+        let seen = answer.text();
+        for (name, value) in [("host", host), ("x-forwarded-host", host), ("x-forwarded-port", port)] {
+            assert_eq!(header(&seen, name), Some(value), "{seen}");
+        }
+    }
+    for host in ["[2001:db8::1", "2001:db8::1", "[2001:db8::1]x", "[g::1]"] {
+        let answer = ask(setup.proxy.public, format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n")).await;
+        assert_eq!(answer.status(), 400, "{host}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_of_http_1_0_is_told_that_its_connection_is_kept() {
+    let hub = Target::mirror("hub").await;
+    let setup = Setup::new(&[("/", &hub.url)]).await;
+    let mut client = Conversation::connect(setup.proxy.public).await;
+    for _ in 0..2 {
+        client
+            .send("GET / HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n")
+            .await;
+        let answer = client.answer().await;
+        assert_eq!(
+            (answer.status(), answer.header("connection")),
+            (200, Some("keep-alive"))
+        );
+    }
+    let mut client = Conversation::connect(setup.proxy.public).await;
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert_eq!(client.answer().await.header("connection"), None);
 }

@@ -1,5 +1,6 @@
 //! HTTP/2 from users, HTTP/1.1 to targets.
 
+use std::future::poll_fn;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,8 +9,10 @@ use h2::ext::Protocol;
 use http::{HeaderMap, Method, Request, StatusCode, Version};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 
 use crate::fixture::{Conversation, Http2, Setup, Target, ask, header, soon, until};
+use crate::forwarding::fill_until_it_stalls;
 use crate::websockets::ACCEPT;
 
 fn request(method: Method, uri: &str) -> Request<()> {
@@ -276,21 +279,29 @@ async fn a_client_that_takes_back_request_after_request_is_cut_off() {
 async fn limits_are_told_and_held() {
     let (target, _connections) = Target::manual().await;
     let setup = Setup::with(&[("/", &target.url)], |config| {
-        config.header_read_timeout = Duration::from_millis(400)
+        config.header_timeout = Duration::from_millis(400);
+        config.keep_alive_timeout = Duration::from_millis(400);
     })
     .await;
     let mut client = Http2::connect(setup.proxy.public).await;
     client.until_websockets().await;
     assert_eq!(client.streams_max(), 100);
-    let mut large = request(Method::GET, "http://a/");
-    for n in 0..20 {
-        let value = "x".repeat(8 * 1024).parse().unwrap();
+    let large = |headers: usize| {
+        let mut large = request(Method::GET, "http://a/");
+        for n in 0..headers {
+            let value = "x".repeat(8 * 1024).parse().unwrap();
+            let name = http::HeaderName::try_from(format!("x-{n}")).unwrap();
+            large.headers_mut().insert(name, value);
+        }
         large
-            .headers_mut()
-            .insert(http::HeaderName::try_from(format!("x-{n}")).unwrap(), value);
-    }
+    };
+    // The way heads grow too large.
+    let (answer, _) = client.ask(large(9), Bytes::new()).await;
+    assert_eq!(answer.status(), StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+    let series = r#"holdfast_proxy_rejected_total{reason="head"}"#;
+    assert_eq!(setup.proxy.metric(series).await, 1.0);
     // Refused by 431, or by the stream's end: either way no target hears of it.
-    let (answer, _) = client.send(large, true).await;
+    let (answer, _) = client.send(large(20), true).await;
     if let Ok(answer) = soon(answer).await {
         assert_eq!(answer.status(), StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
     }
@@ -308,10 +319,97 @@ async fn limits_are_told_and_held() {
 }
 
 #[tokio::test]
+async fn who_breaks_the_rules_is_counted() {
+    let setup = Setup::new(&[]).await;
+    let mut client = Conversation::connect(setup.proxy.public).await;
+    client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    // A head that belongs to no request.
+    const HEADERS: [u8; 9] = [0, 0, 0, 1, 4, 0, 0, 0, 0];
+    client.send([SETTINGS, HEADERS].concat()).await;
+    client.rest().await;
+    let series = r#"holdfast_proxy_connections_dropped_total{reason="protocol"}"#;
+    until(async || setup.proxy.metric(series).await == 1.0).await;
+}
+
+/// It answers pings, so its connection lives on; but it takes nothing of what it has asked for.
+#[tokio::test]
+async fn a_request_of_which_nothing_passes_is_ended_if_that_is_wished() {
+    let (target, mut connections) = Target::manual().await;
+    let setup = Setup::with(&[("/", &target.url)], |config| {
+        config.client_timeout = Some(Duration::from_secs(1))
+    })
+    .await;
+    let mut client = Http2::connect(setup.proxy.public).await;
+    client.until_websockets().await;
+    let (answer, mut websocket) = client.send(websocket(), false).await;
+    let mut silent = soon(connections.recv()).await.unwrap();
+    let head = soon(silent.head()).await.unwrap();
+    silent.send(accept(&head)).await;
+    assert_eq!(soon(answer).await.unwrap().status(), 200);
+
+    let (answer, _) = client.send(request(Method::GET, "http://a/stuck"), true).await;
+    let mut stuck = soon(connections.recv()).await.unwrap();
+    soon(stuck.head()).await.unwrap();
+    stuck.send("HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n").await;
+    stuck.send(vec![7; 200 * 1024]).await;
+    let mut body = soon(answer).await.unwrap().into_body();
+    stuck.rest().await;
+    while let Some(data) = soon(body.data()).await {
+        if let Err(error) = data {
+            assert!(error.is_reset(), "{error}");
+            break;
+        }
+    }
+    assert!(
+        soon(body.data()).await.is_none_or(|data| data.is_err()),
+        "it is no whole answer"
+    );
+    drop(body);
+
+    // Slow is not stuck: neither a client that takes an answer bit by bit, nor one that sends so.
+    const LENGTH: usize = 1024 * 1024;
+    let (answer, _) = client.send(request(Method::GET, "http://a/slow"), true).await;
+    let mut server = soon(connections.recv()).await.unwrap();
+    soon(server.head()).await.unwrap();
+    server
+        .send(format!(
+            "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {LENGTH}\r\n\r\n"
+        ))
+        .await;
+    let mut sending = JoinSet::new();
+    sending.spawn(async move { server.send(vec![7; LENGTH]).await });
+    let mut body = soon(answer).await.unwrap().into_body();
+    let mut received = 0;
+    while let Some(data) = soon(body.data()).await {
+        let data = data.unwrap();
+        received += data.len();
+        // Windows are opened by halves, so that what passes shows only every 32 KiB.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        body.flow_control().release_capacity(data.len()).unwrap();
+    }
+    assert_eq!(received, LENGTH);
+    soon(sending.join_next()).await.unwrap().unwrap();
+    let (answer, mut up) = client.send(request(Method::POST, "http://a/slow"), false).await;
+    for _ in 0..6 {
+        up.send_data(Bytes::from_static(b"x"), false).unwrap();
+        tokio::time::sleep(Duration::from_millis(400)).await;
+    }
+    up.send_data(Bytes::new(), true).unwrap();
+    let mut server = soon(connections.recv()).await.unwrap();
+    soon(server.head()).await.unwrap();
+    server.send("HTTP/1.1 204 No Content\r\n\r\n").await;
+    assert_eq!(soon(answer).await.unwrap().status(), 204);
+    // And a WebSocket may be silent.
+    websocket.send_data(Bytes::from_static(b"still here"), false).unwrap();
+    assert_eq!(silent.take(10).await, b"still here");
+}
+
+#[tokio::test]
 async fn a_request_in_progress_is_no_idleness() {
     let (target, mut connections) = Target::manual().await;
     let setup = Setup::with(&[("/", &target.url)], |config| {
-        config.header_read_timeout = Duration::from_millis(100)
+        config.keep_alive_timeout = Duration::from_millis(100)
     })
     .await;
     let mut client = Http2::connect(setup.proxy.public).await;
@@ -362,4 +460,117 @@ async fn trailers_pass() {
     assert_eq!(soon(body.data()).await.unwrap().unwrap(), "a");
     let trailers: Option<HeaderMap> = soon(body.trailers()).await.unwrap();
     assert_eq!(trailers.unwrap()["x-sum"], "7");
+}
+
+#[tokio::test]
+async fn trailers_of_a_request_reach_its_target() {
+    let (target, mut connections) = Target::manual().await;
+    let setup = Setup::new(&[("/", &target.url)]).await;
+    let mut client = Http2::connect(setup.proxy.public).await;
+    let mut asked = request(Method::POST, "http://a/");
+    asked.headers_mut().insert("trailer", "x-sum".parse().unwrap());
+    let (answer, mut up) = client.send(asked, false).await;
+    up.send_data(Bytes::from_static(b"abc"), false).unwrap();
+    let trailers = HeaderMap::from_iter([("x-sum".parse().unwrap(), "7".parse().unwrap())]);
+    up.send_trailers(trailers).unwrap();
+    let mut server = soon(connections.recv()).await.unwrap();
+    soon(server.head()).await.unwrap();
+    assert_eq!(server.chunk().await, b"abc");
+    assert_eq!(soon(server.head()).await.unwrap(), "0\r\nx-sum: 7\r\n\r\n");
+    server.send("HTTP/1.1 204 No Content\r\n\r\n").await;
+    assert_eq!(soon(answer).await.unwrap().status(), 204);
+}
+
+#[tokio::test]
+async fn an_event_arrives_before_the_next_one_is_sent() {
+    let (target, mut connections) = Target::manual().await;
+    let setup = Setup::new(&[("/", &target.url)]).await;
+    let mut client = Http2::connect(setup.proxy.public).await;
+    let (answer, _) = client.send(request(Method::GET, "http://a/events"), true).await;
+    let mut server = soon(connections.recv()).await.unwrap();
+    soon(server.head()).await.unwrap();
+    server
+        .send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        .await;
+    let answer = soon(answer).await.unwrap();
+    assert_eq!(answer.headers()["content-type"], "text/event-stream");
+    let mut body = answer.into_body();
+    for n in 0..5 {
+        let event = format!("data: {n}\n\n");
+        server.send(format!("{:x}\r\n{event}\r\n", event.len())).await;
+        assert_eq!(soon(body.data()).await.unwrap().unwrap(), event);
+    }
+    server.send("0\r\n\r\n").await;
+    assert!(soon(body.data()).await.is_none_or(|data| data.unwrap().is_empty()));
+}
+
+const LARGE: usize = 64 * 1024 * 1024;
+
+/// What is not taken on one side is not taken on the other one, and other requests are not in its way.
+#[tokio::test]
+async fn an_upload_waits_for_its_target() {
+    let (target, mut connections) = Target::manual().await;
+    let setup = Setup::new(&[("/", &target.url)]).await;
+    let mut client = Http2::connect(setup.proxy.public).await;
+    let (answer, mut up) = client.send(request(Method::PUT, "http://a/big"), false).await;
+    let mut server = soon(connections.recv()).await.unwrap();
+    soon(server.head()).await.unwrap();
+    let mut sent = 0;
+    while sent < LARGE {
+        up.reserve_capacity(64 * 1024);
+        let granted = tokio::time::timeout(Duration::from_millis(500), poll_fn(|cx| up.poll_capacity(cx)));
+        let Ok(granted) = granted.await else { break };
+        let bytes = granted.unwrap().unwrap();
+        up.send_data(Bytes::from(vec![7; bytes]), false).unwrap();
+        sent += bytes;
+    }
+    assert!(sent < LARGE, "the proxy took {sent} bytes while the target read none");
+    let (other, _) = client.send(request(Method::GET, "http://a/other"), true).await;
+    let mut second = soon(connections.recv()).await.unwrap();
+    soon(second.head()).await.unwrap();
+    second.send("HTTP/1.1 204 No Content\r\n\r\n").await;
+    assert_eq!(soon(other).await.unwrap().status(), 204);
+
+    up.reserve_capacity(0);
+    up.send_data(Bytes::new(), true).unwrap();
+    let mut received = 0;
+    loop {
+        let chunk = server.chunk().await;
+        if chunk.is_empty() {
+            break;
+        }
+        assert!(chunk.iter().all(|byte| *byte == 7));
+        received += chunk.len();
+    }
+    assert_eq!(received, sent);
+    server.send("HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n").await;
+    assert_eq!(soon(answer).await.unwrap().status(), 201);
+}
+
+#[tokio::test]
+async fn a_download_waits_for_its_client() {
+    let (target, mut connections) = Target::manual().await;
+    let setup = Setup::new(&[("/", &target.url)]).await;
+    let mut client = Http2::connect(setup.proxy.public).await;
+    let (answer, _) = client.send(request(Method::GET, "http://a/big"), true).await;
+    let mut server = soon(connections.recv()).await.unwrap();
+    soon(server.head()).await.unwrap();
+    server
+        .send(format!("HTTP/1.1 200 OK\r\nContent-Length: {LARGE}\r\n\r\n"))
+        .await;
+    let mut body = soon(answer).await.unwrap().into_body();
+    let (_from, mut to) = server.stream.into_split();
+    let sent = fill_until_it_stalls(&mut to, LARGE).await;
+    assert!(sent < LARGE, "the proxy took {sent} bytes while the client read none");
+    let mut sending = JoinSet::new();
+    sending.spawn(async move { to.write_all(&vec![7; LARGE - sent]).await });
+    let mut received = 0;
+    while let Some(data) = soon(body.data()).await {
+        let data = data.unwrap();
+        assert!(data.iter().all(|byte| *byte == 7));
+        received += data.len();
+        body.flow_control().release_capacity(data.len()).unwrap();
+    }
+    assert_eq!(received, LARGE);
+    soon(sending.join_next()).await.unwrap().unwrap().unwrap();
 }

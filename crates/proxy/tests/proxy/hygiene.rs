@@ -3,13 +3,16 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
 use crate::fixture::{Conversation, Setup, Target, ask, header, soon, until};
 
 #[tokio::test]
 async fn ambiguous_framing_is_refused() {
     let hub = Target::mirror("hub").await;
     let setup = Setup::new(&[("/", &hub.url)]).await;
-    for head in [
+    let heads = [
         "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
         "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +3\r\n\r\nabc",
         "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3, 3, 4\r\n\r\nabc",
@@ -35,15 +38,27 @@ async fn ambiguous_framing_is_refused() {
         "GET /\0 HTTP/1.1\r\nHost: a\r\n\r\n",
         "GET / x HTTP/1.1\r\nHost: a\r\n\r\n",
         "NONSENSE\r\n\r\n",
-    ] {
+    ];
+    for head in heads {
         let mut client = Conversation::connect(setup.proxy.public).await;
         client.send(head).await;
         let answered = String::from_utf8(client.rest().await).unwrap();
         assert!(answered.starts_with("HTTP/1.1 400 "), "{head:?}: {answered}");
     }
     assert_eq!(hub.connections(), 0);
-    let series = r#"holdfast_proxy_rejected_total{reason="framing"}"#;
-    assert!(setup.proxy.metric(series).await > 10.0);
+    let (framing, head) = (rejected(&setup, "framing").await, rejected(&setup, "head").await);
+    assert!(framing > 10.0 && head > 3.0, "{framing}, {head}");
+    assert_eq!(framing + head, heads.len() as f64, "each is counted once");
+}
+
+async fn rejected(setup: &Setup, reason: &str) -> f64 {
+    let series = format!(r#"holdfast_proxy_rejected_total{{reason="{reason}"}}"#);
+    setup.proxy.metric(&series).await
+}
+
+async fn dropped(setup: &Setup, reason: &str) -> f64 {
+    let series = format!(r#"holdfast_proxy_connections_dropped_total{{reason="{reason}"}}"#);
+    setup.proxy.metric(&series).await
 }
 
 /// What is refused in the second of two requests does not harm the first one, and is refused all the same.
@@ -169,7 +184,12 @@ async fn too_large_a_head_is_refused() {
     let many: String = (0..200).map(|n| format!("X-{n}: 1\r\n")).collect();
     let answer = ask(setup.proxy.public, format!("GET / HTTP/1.1\r\nHost: a\r\n{many}\r\n")).await;
     assert_eq!(answer.status(), 431);
+    let long = "a".repeat(70 * 1024);
+    let answer = ask(setup.proxy.public, format!("GET /{long} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+    assert!(matches!(answer.status(), 414 | 431), "{}", answer.head);
     assert_eq!(hub.connections(), 0);
+    until(async || rejected(&setup, "head").await == 3.0).await;
+    assert_eq!(rejected(&setup, "framing").await, 0.0);
 }
 
 #[tokio::test]
@@ -192,7 +212,10 @@ async fn what_follows_a_refused_request_is_not_read_as_one() {
 async fn a_slow_head_and_an_idle_connection_are_closed() {
     let hub = Target::mirror("hub").await;
     let timeout = Duration::from_millis(300);
-    let setup = Setup::with(&[("/", &hub.url)], |config| config.header_read_timeout = timeout).await;
+    let setup = Setup::with(&[("/", &hub.url)], |config| {
+        (config.header_timeout, config.keep_alive_timeout) = (timeout, timeout);
+    })
+    .await;
     let mut slow = Conversation::connect(setup.proxy.public).await;
     slow.send("GET / HTTP/1.1\r\nHost: a\r\n").await;
     let mut silent = Conversation::connect(setup.proxy.public).await;
@@ -203,6 +226,46 @@ async fn a_slow_head_and_an_idle_connection_are_closed() {
     assert_eq!(silent.rest().await, b"");
     slow.rest().await;
     until(async || setup.proxy.metric("holdfast_proxy_connections").await == 0.0).await;
+    let counted = (dropped(&setup, "slow").await, dropped(&setup, "silent").await);
+    assert_eq!(counted, (1.0, 1.0), "who is idle after an answer does nothing wrong");
+}
+
+#[tokio::test]
+async fn a_long_keep_alive_gives_no_head_more_time() {
+    let (target, mut connections) = Target::manual().await;
+    let setup = Setup::with(&[("/", &target.url)], |config| {
+        config.header_timeout = Duration::from_millis(300);
+        config.keep_alive_timeout = Duration::from_secs(3600);
+    })
+    .await;
+    const REQUEST: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let mut client = Conversation::connect(setup.proxy.public).await;
+    // Neither a target that takes its time nor a pause between two requests is a head that is late.
+    for _ in 0..2 {
+        client.send(REQUEST).await;
+        let mut server = soon(connections.recv()).await.unwrap();
+        soon(server.head()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        server
+            .send("HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
+            .await;
+        assert_eq!(client.answer().await.status(), 204);
+        tokio::time::sleep(Duration::from_millis(700)).await;
+    }
+    client.send("GET / HTTP/1.1\r\n").await;
+    assert_eq!(client.rest().await, b"");
+    // Nor does it help to send a byte now and then.
+    let (mut from, mut to) = TcpStream::connect(setup.proxy.public).await.unwrap().into_split();
+    let drip = async {
+        while to.write_all(b"X").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let mut rest = Vec::new();
+    // However it is closed.
+    let (_, ()) = soon(async { tokio::join!(from.read_to_end(&mut rest), drip) }).await;
+    assert_eq!(rest, b"");
+    until(async || dropped(&setup, "slow").await == 2.0).await;
 }
 
 #[tokio::test]
@@ -218,6 +281,9 @@ async fn connections_beyond_the_most_wait_for_their_turn() {
     assert!(early.is_err());
     drop(first);
     assert_eq!(second.answer().await.status(), 200);
+    let series = r#"holdfast_proxy_accept_paused_total{reason="full"}"#;
+    assert_eq!(setup.proxy.metric(series).await, 2.0);
+    assert_eq!(setup.proxy.metric("holdfast_proxy_connections_max").await, 1.0);
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 mod access_log;
 mod activity;
 mod certificates;
+mod descriptors;
 mod differential;
 mod doors;
 mod drain;

@@ -161,3 +161,50 @@ async fn only_allowed_targets_are_connected_to() {
     }
     assert_eq!(outside.connections(), 0);
 }
+
+#[tokio::test]
+async fn interim_answers_stay_here() {
+    let (target, mut connections) = Target::manual().await;
+    let setup = Setup::new(&[("/", &target.url)]).await;
+    let mut client = Conversation::connect(setup.proxy.public).await;
+    client.send("GET /one HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let mut connection = soon(connections.recv()).await.unwrap();
+    soon(connection.head()).await.unwrap();
+    connection
+        .send(format!(
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n{OK}"
+        ))
+        .await;
+    let answer = client.answer().await;
+    assert_eq!((answer.status(), answer.header("link")), (200, None));
+    client.send("GET /two HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert!(soon(connection.head()).await.unwrap().starts_with("GET /two "));
+    connection.send(OK).await;
+    assert_eq!(client.answer().await.status(), 200);
+    assert_eq!(target.connections(), 1);
+}
+
+#[tokio::test]
+async fn interim_answers_without_end_are_silence() {
+    let (target, mut connections) = Target::manual().await;
+    let setup = Setup::with(&[("/", &target.url)], |config| {
+        config.target_timeout = Some(Duration::from_millis(500))
+    })
+    .await;
+    let mut client = Conversation::connect(setup.proxy.public).await;
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    let mut connection = soon(connections.recv()).await.unwrap();
+    soon(connection.head()).await.unwrap();
+    let hints = async {
+        loop {
+            connection.send("HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n").await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::select! {
+        answer = client.answer() => assert_eq!(answer.status(), 503),
+        () = hints => {}
+    }
+    let series = r#"holdfast_proxy_target_failures_total{reason="silent"}"#;
+    assert_eq!(setup.proxy.metric(series).await, 1.0);
+}

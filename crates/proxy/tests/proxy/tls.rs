@@ -146,6 +146,26 @@ async fn users_come_in_by_tls() {
 }
 
 #[tokio::test]
+async fn who_is_silent_behind_a_handshake_is_not_kept() {
+    let authority = Authority::new();
+    let hub = Target::mirror("hub").await;
+    let identity = authority.vouch_for("proxy", &["hub.example"]);
+    let tls = identity.shown();
+    let setup = Setup::with(&[("/", &hub.url)], |config| {
+        config.tls = Some(tls);
+        config.header_timeout = std::time::Duration::from_millis(300);
+        config.keep_alive_timeout = std::time::Duration::from_secs(3600);
+    })
+    .await;
+    for protocols in [&["http/1.1"], &["h2"]] {
+        let tls = authority.client(None, protocols);
+        let mut silent = Conversation::over(connect(&setup, &tls, "hub.example").await.unwrap());
+        silent.rest().await;
+    }
+    until(async || setup.proxy.metric("holdfast_proxy_connections").await == 0.0).await;
+}
+
+#[tokio::test]
 async fn only_the_named_versions_and_ciphers_are_spoken() {
     let authority = Authority::new();
     let hub = Target::mirror("hub").await;

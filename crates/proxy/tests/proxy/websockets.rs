@@ -191,3 +191,26 @@ async fn a_slow_client_slows_the_target_down() {
     assert!(sent < 64 * 1024 * 1024, "the tunnel took everything");
     assert!(client.take(sent).await.iter().all(|byte| *byte == 9));
 }
+
+#[tokio::test]
+async fn a_target_may_listen_on_a_unix_socket() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let path = directory.path().join("server.sock");
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    let target = format!("http+unix://{}", path.display().to_string().replace('/', "%2F"));
+    let setup = Setup::new(&[("/", &target)]).await;
+    let mut client = Conversation::connect(setup.proxy.public).await;
+    client.send(REQUEST).await;
+    let (stream, _) = soon(listener.accept()).await.unwrap();
+    let mut server = Conversation::over(stream);
+    let head = soon(server.head()).await.unwrap();
+    assert_eq!(header(&head, "host"), Some("hub.example.org"), "{head}");
+    server.send(ACCEPT).await;
+    assert_eq!(client.answer().await.status(), 101);
+    client.send("ping").await;
+    assert_eq!(server.take(4).await, b"ping");
+    server.send("pong").await;
+    assert_eq!(client.take(4).await, b"pong");
+    drop(client);
+    assert_eq!(server.rest().await, b"");
+}

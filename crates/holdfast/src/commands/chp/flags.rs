@@ -9,9 +9,11 @@ use clap::Args;
 /// in a temporary directory that goes with the process; with --data-dir they are there again after a restart, and after
 /// a crash.
 ///
-/// The environment variable CONFIGPROXY_AUTH_TOKEN holds the token that opens the REST API; CONFIGPROXY_SSL_KEY_PASSPHRASE
-/// and CONFIGPROXY_API_SSL_KEY_PASSPHRASE decrypt the keys. Logs go to standard output, in that program's form. SIGTERM
-/// and SIGINT stop it in good order, with exit code 0. Exit code 1: a mistake in the settings, or it failed.
+/// The environment variable CONFIGPROXY_AUTH_TOKEN holds the token that opens the REST API, or
+/// CONFIGPROXY_AUTH_TOKEN_FILE names a file with it, which is read again when it changes;
+/// CONFIGPROXY_SSL_KEY_PASSPHRASE and CONFIGPROXY_API_SSL_KEY_PASSPHRASE decrypt the keys. Logs go to standard output,
+/// in that program's form. SIGTERM and SIGINT stop it in good order, with exit code 0; SIGHUP changes nothing. Exit
+/// code 1: a mistake in the settings, or it failed.
 #[derive(Debug, Args)]
 #[command(args_override_self = true)]
 pub struct ChpArgs {
@@ -197,8 +199,8 @@ pub struct ChpArgs {
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub(super) log_level: String,
 
-    /// Closes a user's connection of HTTP/1.1 when no byte has passed for so many milliseconds; WebSockets aside.
-    /// [default: never]
+    /// Closes a user's connection of HTTP/1.1 when no byte has passed for so many milliseconds, and ends such a request
+    /// of HTTP/2; WebSockets aside. [default: never]
     #[arg(long, value_name = "MILLISECONDS")]
     pub(super) timeout: Option<String>,
 
@@ -210,7 +212,7 @@ pub struct ChpArgs {
     #[arg(long, value_name = "CLASS")]
     pub(super) storage_backend: Option<String>,
 
-    /// How long a user's connection may be idle between two requests, and take for the head of one. [default: 30000]
+    /// How long a user's connection may be idle between two requests. [default: 30000]
     #[arg(long, value_name = "MILLISECONDS")]
     pub(super) keep_alive_timeout: Option<String>,
 
@@ -222,6 +224,18 @@ pub struct ChpArgs {
     /// When stopping: how long requests and WebSockets may take to end by themselves. Nothing new is let in meanwhile.
     #[arg(long, env = "HOLDFAST_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "5s", help_heading = OWN)]
     pub(super) drain_timeout: String,
+
+    /// Believes what reverse proxies at these addresses say of their users (X-Forwarded-For and its like), and adds to
+    /// it: comma-separated ranges, or unix for who comes by --socket. What others say is overwritten, so whatever ends
+    /// TLS before this must be named here, or the hub sees http.
+    #[arg(long, env = "HOLDFAST_TRUSTED_PROXIES", value_name = "RANGE,...", help_heading = OWN)]
+    pub(super) trusted_proxies: Option<String>,
+
+    /// Lets routes lead to these targets alone, the hub's own among them: comma-separated ranges, if need be with
+    /// scheme and ports, like 10.0.0.0/8:8888. [default: to all but link-local and metadata addresses, and its own
+    /// ports]
+    #[arg(long, env = "HOLDFAST_ALLOW_TARGETS", value_name = "TARGETS", help_heading = OWN)]
+    pub(super) allow_targets: Option<String>,
 }
 
 const OWN: &str = "Holdfast's own";

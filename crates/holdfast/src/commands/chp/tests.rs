@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use clap::{Args, Command, FromArgMatches};
-use holdfast_proxy::{ErrorPages, Redirect};
+use holdfast_proxy::{ErrorPages, Redirect, TrustedProxies};
 
 use super::*;
 use crate::config;
@@ -80,7 +80,55 @@ fn every_flag_has_chps_name_and_default_and_takes_a_value_where_chps_does() {
     }
     let more = ours.get_arguments().filter_map(|arg| arg.get_long());
     let more: Vec<_> = more.filter(|name| !chps.contains_key(*name)).collect();
-    assert_eq!(more, ["data-dir", "drain-timeout"]);
+    assert_eq!(more, ["data-dir", "drain-timeout", "trusted-proxies", "allow-targets"]);
+}
+
+#[test]
+fn who_is_believed_and_where_routes_may_lead_is_said_as_a_proxy_is_told_it() {
+    let flags = [
+        "--trusted-proxies=10.0.0.0/8,unix",
+        "--allow-targets=10.0.0.0/8:8888,127.0.0.1",
+    ];
+    let given = told(&flags).unwrap();
+    let named = TrustedProxies::parse("10.0.0.0/8,unix").unwrap();
+    assert_eq!(given.proxy.policy.trusted_proxies, named);
+    assert_eq!(given.proxy.allow_targets.len(), 2);
+    let folder = Folder::open(None).unwrap();
+    let replica = replica(&given, &folder);
+    assert_eq!(replica.allow_targets.len(), 2, "refused when it is written");
+    folder.close().unwrap();
+    let none = told(&[]).unwrap();
+    assert_eq!(none.proxy.policy.trusted_proxies, TrustedProxies::default());
+    assert!(none.proxy.allow_targets.is_empty());
+    let said = told(&["--trusted-proxies=everybody", "--allow-targets=ftp://x"]).unwrap_err();
+    for part in ["--trusted-proxies \"everybody\"", "--allow-targets \"ftp://x\""] {
+        assert!(said.contains(part), "{part} is missing in: {said}");
+    }
+}
+
+#[test]
+fn the_token_may_be_in_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("token");
+    std::fs::write(&path, "secret\n").unwrap();
+    let secrets = |token: Option<&str>, file: &std::path::Path| Secrets {
+        token: token.map(str::to_owned),
+        token_file: Some(file.to_str().unwrap().to_owned()),
+        ..Secrets::default()
+    };
+    let told = |secrets: &Secrets| told_with(&["--api-ip=0.0.0.0"], secrets);
+    let tokens = told(&secrets(None, &path)).unwrap().api.tokens;
+    assert!(tokens.admit(Some("secret")) && !tokens.admit(Some("other")) && !tokens.admit(None));
+    let both = told(&secrets(Some("secret"), &path)).unwrap_err();
+    assert!(
+        both.contains("CONFIGPROXY_AUTH_TOKEN_FILE exclude each other"),
+        "{both}"
+    );
+    let missing = told(&secrets(None, &folder.path().join("none"))).unwrap_err();
+    assert!(
+        missing.contains("CONFIGPROXY_AUTH_TOKEN_FILE") && missing.contains("cannot be read"),
+        "{missing}"
+    );
 }
 
 #[test]
@@ -191,7 +239,7 @@ fn a_command_line_is_read_as_chp_reads_it() {
         (proxy.client_timeout, proxy.target_timeout),
         (Some(ms(1500)), Some(ms(2500)))
     );
-    assert_eq!((proxy.header_read_timeout, proxy.drain_timeout), (ms(3500), ms(1000)));
+    assert_eq!((proxy.keep_alive_timeout, proxy.drain_timeout), (ms(3500), ms(1000)));
     assert!(!policy.x_forward && !policy.prepend_path && !policy.include_prefix);
     assert!(policy.auto_rewrite && policy.change_origin && policy.protocol_rewrite.is_some());
     assert_eq!(
@@ -212,7 +260,7 @@ fn a_command_line_is_read_as_chp_reads_it() {
     ])
     .unwrap();
     assert_eq!((none.proxy.client_timeout, none.proxy.target_timeout), (None, None));
-    assert!(none.proxy.listen_metrics.is_none() && none.proxy.header_read_timeout == ms(30_000));
+    assert!(none.proxy.listen_metrics.is_none() && none.proxy.keep_alive_timeout == ms(30_000));
 }
 
 #[test]
@@ -328,7 +376,7 @@ fn what_cannot_be_had_is_refused_and_says_what_to_do() {
         (&["--metrics-port=8000"][..], "port 8000 is asked for twice"),
         (&["--port=8002", "--api-port=8002"][..], "port 8002 is asked for twice"),
         (&["--port=65535"][..], "--api-port is missing"),
-        (&["--keep-alive-timeout=172800000"][..], "header_read_timeout"),
+        (&["--keep-alive-timeout=172800000"][..], "keep_alive_timeout"),
         // By clap.
         (&["--unknown"][..], "unexpected argument '--unknown'"),
         (&["more"][..], "unexpected argument 'more'"),

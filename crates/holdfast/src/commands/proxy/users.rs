@@ -77,7 +77,16 @@ pub struct UserArgs {
     #[arg(long, env = "HOLDFAST_MAX_CONNECTIONS_PER_ADDRESS", value_name = "NUMBER")]
     pub(in crate::commands) max_connections_per_address: Option<String>,
 
-    /// How long a user's connection may be idle between two requests, and take for the head of one.
+    /// How long a user may take for a TLS handshake, and for the head of a request once it has begun; 5m at most.
+    #[arg(
+        long,
+        env = "HOLDFAST_HEADER_TIMEOUT",
+        value_name = "DURATION",
+        default_value = "10s"
+    )]
+    pub(in crate::commands) header_timeout: String,
+
+    /// How long a user's connection may be idle between two requests.
     #[arg(
         long,
         env = "HOLDFAST_KEEP_ALIVE_TIMEOUT",
@@ -86,8 +95,8 @@ pub struct UserArgs {
     )]
     pub(in crate::commands) keep_alive_timeout: String,
 
-    /// Closes a user's connection of HTTP/1.1 when no byte has passed for this long, even while the server works;
-    /// WebSockets aside. [default: never]
+    /// Closes a user's connection of HTTP/1.1 when no byte has passed for this long, even while the server works; of
+    /// HTTP/2 it ends the request on which nothing has passed. WebSockets aside. [default: never]
     #[arg(
         long,
         visible_alias = "timeout",
@@ -122,7 +131,13 @@ impl UserArgs {
             |text| parse::count(text).map(Some),
         );
         settings.set(
-            &mut config.header_read_timeout,
+            &mut config.header_timeout,
+            "header-timeout",
+            Some(&self.header_timeout),
+            parse::positive_duration,
+        );
+        settings.set(
+            &mut config.keep_alive_timeout,
             "keep-alive-timeout",
             Some(&self.keep_alive_timeout),
             parse::positive_duration,
