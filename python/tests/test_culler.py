@@ -55,3 +55,4 @@ def test_idle_servers_go_and_one_that_is_used_stays(tmp_path, monkeypatch):
             end = time.monotonic() + 30
             until(lambda: used() and time.monotonic() > end, 60, "the busy server is used on", hub)
             assert hub.api("GET", f"/users/{BUSY}")["server"] is not None
+            hub.stop()
