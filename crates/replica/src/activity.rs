@@ -82,9 +82,11 @@ impl Activity {
     /// Takes in what somebody tells at `now_ms`. A version that `table` does not have is passed over.
     pub fn merge(&self, table: &Table, now_ms: i64, told: impl IntoIterator<Item = RouteActivity>) {
         for RouteActivity { spec, modified, age } in told {
-            if !has(table, spec.key(), modified) {
+            let Some(entry) = table.get(spec.key()).filter(|entry| entry.modified == modified) else {
                 continue;
-            }
+            };
+            // The table's own text: of what was told there would be a copy for each route.
+            let spec = &entry.route.spec;
             let at_ms = now_ms.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
             let mut shard = self.shard(spec.key());
             let Shard { routes, untold } = &mut *shard;
