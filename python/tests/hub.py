@@ -126,7 +126,8 @@ class Hub:
     def stop(self, how=signal.SIGTERM):
         """Ends the hub; its servers and proxies follow its settings."""
         self.process.send_signal(how)
-        self.process.wait(60)
+        # A server that ends slowly is asked twice, half a minute each time.
+        self.process.wait(120)
 
     def api(self, method, path, body=None):
         """Calls the hub's API at its own port. Raises on an error, returns the decoded answer."""

@@ -98,7 +98,7 @@ async def test_a_second_start_with_the_same_settings_goes_on_with_the_first_proc
     assert second.pid == first.pid
     assert second.ended() is None
     await second.stop(grace=10)
-    assert first.ended() == "exit code 0"
+    until(lambda: first.ended() == "exit code 0", 10, "its parent has heard of its end")
     assert second.ended() is not None
 
 
