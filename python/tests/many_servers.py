@@ -6,10 +6,11 @@ As a program it is these servers; as a module it is the spawner that gives them 
 import subprocess
 import sys
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
 from jupyterhub.spawner import Spawner
 from ports import free_ports
+from stub_server import Answer
 from traitlets import Integer
 
 
@@ -49,18 +50,9 @@ class ManyServers(Spawner):
         return None
 
 
-class OwnAddress(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        body = self.connection.getsockname()[0].encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_):
-        pass
+class OwnAddress(Answer):
+    def text(self):
+        return self.connection.getsockname()[0]
 
 
 if __name__ == "__main__":

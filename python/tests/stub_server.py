@@ -5,11 +5,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 
-class Name(BaseHTTPRequestHandler):
+class Answer(BaseHTTPRequestHandler):
+    """Answers every request with `text()`."""
+
     protocol_version = "HTTP/1.1"
 
+    def text(self):
+        return os.environ["JUPYTERHUB_USER"]
+
     def do_GET(self):
-        body = os.environ["JUPYTERHUB_USER"].encode()
+        body = self.text().encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -21,4 +26,4 @@ class Name(BaseHTTPRequestHandler):
 
 if __name__ == "__main__":
     url = urlsplit(os.environ["JUPYTERHUB_SERVICE_URL"])
-    ThreadingHTTPServer((url.hostname, url.port), Name).serve_forever()
+    ThreadingHTTPServer((url.hostname, url.port), Answer).serve_forever()

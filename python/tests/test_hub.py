@@ -445,7 +445,7 @@ class TestStartedByTheHub:
         assert fetch(f"{hub.public_url}/other/").status == 404
         hub.stop()
 
-    @pytest.mark.skipif(jupyterhub.version_info < (6,), reason="JupyterHub 5 writes these URLs in another way")
+    @pytest.mark.skipif(jupyterhub.version_info < (6,), reason="JupyterHub 5 takes no socket for bind_url")
     def test_users_and_proxies_come_by_unix_sockets(self, make_hub):
         # A longer path than about a hundred bytes is none for a socket.
         with tempfile.TemporaryDirectory(prefix="hub-") as directory:

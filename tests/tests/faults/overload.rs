@@ -91,10 +91,8 @@ async fn writes_beyond_what_a_replica_admits_are_refused_and_succeed_when_others
     for writer in 0..WRITERS {
         writers.spawn(writes(endpoint.clone(), writer, refused.clone()));
     }
-    let mut refusals = 0;
-    while let Some(ended) = writers.join_next().await {
-        refusals += ended??;
-    }
+    let all = tokio::time::timeout(2 * SOON, writers.join_all()).await?;
+    let refusals: usize = all.into_iter().sum::<Result<usize>>()?;
     ensure!(refusals > 0, "{WRITERS} writers were taken in at once");
     while let Some(ended) = proxy.join_next().await {
         ended??;
