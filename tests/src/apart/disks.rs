@@ -1,21 +1,18 @@
 //! Disks that get full, and disks that lose what they were given.
 
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write as _};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::statvfs::statvfs;
 
 use super::{finish, run};
 
-const BALLAST: &str = "ballast";
-/// Small, so that what is left when no more fits is less than a replica ever writes.
-const BLOCK: [u8; 4096] = [0x5a; 4096];
-
-/// A disk in memory, of a size that is soon used up. Only inside [`apart`](super::apart).
+/// A disk in memory whose space can end. Only inside [`apart`](super::apart).
 pub struct SmallDisk {
     path: PathBuf,
+    mib: u32,
 }
 
 impl SmallDisk {
@@ -27,33 +24,43 @@ impl SmallDisk {
         fs::create_dir_all(path)?;
         let (size, here) = (format!("size={mib}m"), path.to_string_lossy());
         run("mount", ["-t", "tmpfs", "-o", &size, "holdfast-test", &here])?;
-        Ok(SmallDisk { path: path.to_owned() })
+        Ok(SmallDisk {
+            path: path.to_owned(),
+            mib,
+        })
     }
 
-    /// Takes all the space that is left.
+    /// Makes it as small as what is on it.
     ///
     /// # Errors
-    /// Something else than that the disk is full.
+    /// It cannot be made smaller.
     pub fn fill(&self) -> Result<()> {
-        let mut ballast = File::options()
-            .append(true)
-            .create(true)
-            .open(self.path.join(BALLAST))?;
-        loop {
-            match ballast.write_all(&BLOCK) {
-                Ok(()) => {}
-                Err(error) if error.kind() == ErrorKind::StorageFull => return Ok(()),
-                Err(error) => return Err(error).context("filling a disk"),
+        // What is written meanwhile makes it too small to become.
+        const TRIES: usize = 20;
+        let mut refused = Ok(());
+        for _ in 0..TRIES {
+            let disk = statvfs(&self.path)?;
+            let used = disk.blocks() - disk.blocks_free();
+            refused = self.resize(format!("size={}", used * disk.fragment_size()));
+            if refused.is_ok() {
+                break;
             }
         }
+        refused
     }
 
-    /// Gives the space back that [`fill`](Self::fill) has taken.
+    /// Gives it the space back that [`fill`](Self::fill) has taken.
     ///
     /// # Errors
-    /// It was not filled.
+    /// It cannot be made larger.
     pub fn free(&self) -> Result<()> {
-        fs::remove_file(self.path.join(BALLAST)).context("freeing a disk")
+        self.resize(format!("size={}m", self.mib))
+    }
+
+    fn resize(&self, size: String) -> Result<()> {
+        let (options, here) = (format!("remount,{size}"), self.path.to_string_lossy());
+        run("mount", ["-o", &options, &here])?;
+        Ok(())
     }
 }
 

@@ -7,7 +7,8 @@ use holdfast_tests::fixture::Cluster;
 
 use crate::{Disk, all_at_once, one_after_the_other, write_much};
 
-const MIB: u32 = 128;
+/// More than all tests here write, so that only those get full that are made to.
+const MIB: u32 = 1024;
 
 impl Disk for SmallDisk {
     fn fail(&self) -> Result<()> {
