@@ -10,7 +10,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use holdfast_table::{Entry, Revision, RouteKey, RouteSpec, Table};
+use holdfast_table::{Entry, Revision, RouteKey, Table};
 use holdfast_wire::convert::RouteActivity;
 use holdfast_wire::errors::Reason;
 use holdfast_wire::{proto, timestamp};
@@ -51,7 +51,6 @@ struct Shard {
 }
 
 struct Seen {
-    spec: RouteSpec,
     modified: Revision,
     /// On this process's clock; what was before its start is negative.
     at_ms: i64,
@@ -86,11 +85,11 @@ impl Activity {
                 continue;
             };
             // The table's own text: of what was told there would be a copy for each route.
-            let spec = &entry.route.spec;
+            let key = entry.route.spec.key();
             let at_ms = now_ms.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
-            let mut shard = self.shard(spec.key());
+            let mut shard = self.shard(key);
             let Shard { routes, untold } = &mut *shard;
-            match routes.get_mut(spec.key()) {
+            match routes.get_mut(key) {
                 Some(seen) if seen.modified == modified && seen.at_ms >= at_ms => continue,
                 Some(seen) => (seen.modified, seen.at_ms) = (modified, at_ms),
                 None => {
@@ -98,15 +97,10 @@ impl Activity {
                         routes.retain(|key, seen| has(table, key, seen.modified));
                         untold.retain(|key| routes.contains_key(key));
                     }
-                    let seen = Seen {
-                        spec: spec.clone(),
-                        modified,
-                        at_ms,
-                    };
-                    routes.insert(spec.key().clone(), seen);
+                    routes.insert(key.clone(), Seen { modified, at_ms });
                 }
             }
-            untold.insert(spec.key().clone());
+            untold.insert(key.clone());
         }
     }
 
@@ -123,22 +117,26 @@ impl Activity {
             .map_or(0, |age| timestamp::now_ms().saturating_sub(age))
     }
 
-    /// What the other replicas were not told yet, and takes it for told; or all that is known.
-    fn to_tell(&self, all: bool) -> Vec<RouteActivity> {
+    /// What the other replicas were not told yet, and takes it for told; or all that is known. Of routes of this table.
+    fn to_tell(&self, table: &Table, all: bool) -> Vec<RouteActivity> {
         let now_ms = self.now_ms();
-        let tell = |seen: &Seen| RouteActivity {
-            spec: seen.spec.clone(),
-            modified: seen.modified,
-            age: Duration::from_millis(age_ms(now_ms, seen.at_ms)) + CALL,
+        let tell = |(key, seen): (&RouteKey, &Seen)| {
+            let entry = table.get(key).filter(|entry| entry.modified == seen.modified)?;
+            Some(RouteActivity {
+                spec: entry.route.spec.clone(),
+                modified: seen.modified,
+                age: Duration::from_millis(age_ms(now_ms, seen.at_ms)) + CALL,
+            })
         };
         let mut telling = Vec::new();
         for shard in &self.shards {
             let mut shard = lock(shard);
             if all {
-                telling.extend(shard.routes.values().map(tell));
+                telling.extend(shard.routes.iter().filter_map(tell));
             } else {
                 let untold = std::mem::take(&mut shard.untold);
-                telling.extend(untold.iter().filter_map(|key| shard.routes.get(key)).map(tell));
+                let routes = untold.iter().filter_map(|key| shard.routes.get_key_value(key));
+                telling.extend(routes.filter_map(tell));
             }
         }
         telling
@@ -167,7 +165,8 @@ pub async fn share(context: Arc<Context>, consensus: Consensus) -> Infallible {
         rounds.tick().await;
         let me = consensus.identity().node_id;
         let others: Vec<_> = consensus.members().into_iter().filter(|(id, ..)| *id != me).collect();
-        let (asked, news) = (Instant::now(), context.activity.to_tell(false));
+        let table = consensus.published().load().state.table.clone();
+        let (asked, news) = (Instant::now(), context.activity.to_tell(&table, false));
         let telling = others.iter().map(async |(id, node, _)| {
             let peer = Peer {
                 context: &context,
@@ -178,7 +177,8 @@ pub async fn share(context: Arc<Context>, consensus: Consensus) -> Infallible {
             // Even of no news: a replica that has started anew shows only when it is called.
             let run = peer.tell(asked, news.clone()).await?;
             if told.get(id) != Some(&run) {
-                peer.tell(Instant::now(), context.activity.to_tell(true)).await?;
+                peer.tell(Instant::now(), context.activity.to_tell(&table, true))
+                    .await?;
             }
             Some((*id, run))
         });
@@ -271,7 +271,7 @@ pub async fn take_in(
 
 #[cfg(test)]
 mod tests {
-    use holdfast_table::{Epoch, Route};
+    use holdfast_table::{Epoch, Route, RouteSpec};
 
     use super::*;
 
@@ -341,7 +341,7 @@ mod tests {
         // Nor does anything come of a version that is not there yet.
         activity.merge(&after, activity.now_ms(), [active("/a/", 4, 0), active("/b/", 4, 0)]);
         assert_eq!(age(&activity, &after, "/a/"), Some(700));
-        assert_eq!(activity.to_tell(true).len(), 1);
+        assert_eq!(activity.to_tell(&after, true).len(), 1);
     }
 
     #[tokio::test(start_paused = true)]
@@ -352,7 +352,7 @@ mod tests {
         let mut tellings = 0;
         for round in 0..20_u64 {
             for from in 0..3 {
-                let news = replicas[from].to_tell(round % 5 == 4);
+                let news = replicas[from].to_tell(&table, round % 5 == 4);
                 tellings += usize::from(round % 5 != 4) * news.len();
                 // However slow the call was, short of its end.
                 tokio::time::advance(CALL - Duration::from_millis(1)).await;

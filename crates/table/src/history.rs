@@ -3,9 +3,10 @@
 //! An index of the live routes by the revision that wrote them, and the newest deletions. Catching up costs the routes
 //! that changed, not the changes, and any revision above the horizon will do.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 
-use imbl::{HashMap, OrdMap};
+use imbl::{HashMap, OrdMap, OrdSet};
 
 use crate::delta::Delta;
 use crate::revision::Revision;
@@ -18,10 +19,40 @@ pub const TOMBSTONES_MAX: usize = 65_536;
 /// Which routes each revision left behind.
 #[derive(Clone, Debug, Default)]
 pub struct History {
-    puts: OrdMap<(Revision, RouteKey), Arc<Entry>>,
+    puts: OrdSet<Put>,
     deletes: OrdMap<(Revision, RouteKey), RouteSpec>,
     deleted_at: HashMap<RouteKey, Revision>,
     horizon: Revision,
+}
+
+/// A live route, ordered by the revision that wrote it.
+#[derive(Clone, Debug)]
+struct Put(Arc<Entry>);
+
+impl Put {
+    fn place(&self) -> (Revision, &RouteKey) {
+        (self.0.modified, self.0.route.spec.key())
+    }
+}
+
+impl Ord for Put {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.place().cmp(&other.place())
+    }
+}
+
+impl PartialOrd for Put {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Eq for Put {}
+
+impl PartialEq for Put {
+    fn eq(&self, other: &Self) -> bool {
+        self.place() == other.place()
+    }
 }
 
 impl History {
@@ -32,9 +63,7 @@ impl History {
             ..History::default()
         };
         for entry in table.iter() {
-            history
-                .puts
-                .insert((entry.modified, entry.route.spec.key().clone()), entry.clone());
+            history.puts.insert(Put(entry.clone()));
         }
         for (spec, revision) in tombstones {
             history.bury(spec, revision);
@@ -47,7 +76,7 @@ impl History {
     pub fn record(&mut self, delta: &Delta, replaced: &[Arc<Entry>]) -> Vec<RouteKey> {
         let mut forgotten = Vec::new();
         for entry in replaced {
-            self.puts.remove(&(entry.modified, entry.route.spec.key().clone()));
+            self.puts.remove(&Put(entry.clone()));
         }
         for spec in &delta.deletes {
             self.bury(spec.clone(), delta.to);
@@ -58,7 +87,7 @@ impl History {
                 self.deletes.remove(&(revision, key.clone()));
                 forgotten.push(key.clone());
             }
-            self.puts.insert((entry.modified, key.clone()), entry.clone());
+            self.puts.insert(Put(entry.clone()));
         }
         while self.deletes.len() > TOMBSTONES_MAX
             && let Some(((revision, key), _)) = self.deletes.get_min().cloned()
@@ -77,9 +106,9 @@ impl History {
         if !self.reaches(from, table) {
             return None;
         }
-        let puts = self.puts.keys().rev().take_while(|(revision, _)| *revision > from);
         let deletes = self.deletes.keys().rev().take_while(|(revision, _)| *revision > from);
-        let changed = puts.chain(deletes).take(max.saturating_add(1)).count();
+        let puts = self.puts_since(from).take(max.saturating_add(1)).count();
+        let changed = puts + deletes.take(max.saturating_add(1)).count();
         (changed <= max).then_some(changed)
     }
 
@@ -88,7 +117,6 @@ impl History {
         if !self.reaches(from, table) {
             return None;
         }
-        let puts = self.puts.iter().rev().take_while(|((revision, _), _)| *revision > from);
         let deletes = self
             .deletes
             .iter()
@@ -97,9 +125,15 @@ impl History {
         Some(Delta {
             from,
             to: table.revision(),
-            puts: puts.map(|(_, entry)| entry.clone()).collect(),
+            puts: self.puts_since(from).cloned().collect(),
             deletes: deletes.map(|(_, spec)| spec.clone()).collect(),
         })
+    }
+
+    /// Newest first.
+    fn puts_since(&self, from: Revision) -> impl Iterator<Item = &Arc<Entry>> {
+        let puts = self.puts.iter().rev().map(|Put(entry)| entry);
+        puts.take_while(move |entry| entry.modified > from)
     }
 
     fn reaches(&self, from: Revision, table: &Table) -> bool {

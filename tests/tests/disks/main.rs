@@ -15,7 +15,7 @@ use holdfast_tests::writes::WriteLoad;
 /// What a replica ends with when its disk fails.
 const DISK_FAILED: i32 = 74;
 
-/// Routes of one batch that has to leave the memory soon: 3 MB, of 24 MiB that are kept there.
+/// Routes of one batch that has to leave the memory soon: 3 MB, of 16 MiB that are kept there.
 const HEAVY_ROUTES: usize = 50;
 const HEAVY_DATA: usize = 60_000;
 

@@ -24,7 +24,7 @@ pub use size::{Amount, LogSize};
 use crate::simulation::planted::{Bug, planted};
 
 /// Recent entries kept in memory, in bytes: replication and apply read them without the disk.
-const RECENT_BYTES_MAX: usize = 8 * 1024 * 1024;
+const RECENT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// The most bytes in one answer to a reader, so that one append request stays far below what a peer decodes.
 const READ_BYTES_MAX: usize = 8 * 1024 * 1024;
 

@@ -164,7 +164,7 @@ fn families() -> [ColumnFamilyDescriptor; 3] {
         match family {
             Family::Meta => options.set_write_buffer_size(MIB),
             Family::Log | Family::Table => {
-                options.set_write_buffer_size(16 * MIB);
+                options.set_write_buffer_size(12 * MIB);
                 // Written all the time and hardly ever read, so sorted only when it is.
                 options.set_memtable_factory(MemtableFactory::Vector);
             }
@@ -209,7 +209,7 @@ fn database_options() -> Options {
     options.set_track_and_verify_wals_in_manifest(true);
     options.set_paranoid_checks(true);
     options.set_max_total_wal_size(64 * MIB as u64);
-    options.set_db_write_buffer_size(24 * MIB);
+    options.set_db_write_buffer_size(16 * MIB);
     // Needed by vectors; there is no second writer that could gain by it.
     options.set_allow_concurrent_memtable_write(false);
     options.set_max_open_files(128);
