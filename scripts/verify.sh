@@ -25,6 +25,10 @@ step "Rust lints (clippy)"
 scripts/build.sh --locked
 cargo clippy --locked --workspace --all-targets -- -D warnings
 
+step "fuzz targets (cargo check)"
+# To run them takes a nightly compiler, to compile them does not. RocksDB is not among what they link.
+RUSTFLAGS="${RUSTFLAGS:-} --cfg fuzzing" cargo check --locked --manifest-path fuzz/Cargo.toml
+
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 cargo test --locked --workspace --doc
