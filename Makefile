@@ -64,7 +64,7 @@ soak: build ## everything that leaks in proxies, for MINUTES=30: descriptors and
 restarts: build ## restarts and drains under load: wrong, no-route and failed requests, time to the first right answer
 	@cargo test --quiet --workspace --test proxy -- --nocapture --test-threads=1 restart
 
-raw-table: build ## the same bytes to configurable-http-proxy (needs node) and to Holdfast, side by side
+raw-table: build ## the same bytes to configurable-http-proxy (needs node) and to Holdfast, side by side; ours must be as expected
 	@scripts/install_chp.sh
 	@PATH="$(CACHE)/chp/node_modules/.bin:$$PATH" $(CARGO_TARGET_DIR)/debug/raw_table
 
