@@ -2,21 +2,26 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use anyhow::Result;
 use bytes::Bytes;
+use futures_util::TryStreamExt as _;
 use holdfast_table::{FieldError, Route};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, UPGRADE};
+use hyper::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
 
-use crate::websocket::{self, ACCEPT, CLOSE, PING, PONG, TEXT};
+use crate::serving::serve;
+use crate::websocket::{self, CLOSE, PING, PONG, TEXT, accept};
 
 /// The header in which every server of the tests says who it is.
 pub const IDENTITY: &str = "x-holdfast-server";
@@ -28,7 +33,7 @@ const UPGRADES_WAITING_MAX: usize = 1024;
 /// A running echo server; it ends when this is dropped.
 pub struct Echo {
     address: SocketAddr,
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 impl Echo {
@@ -39,9 +44,23 @@ impl Echo {
     pub async fn start() -> Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
+        let incoming = TcpListenerStream::new(listener).inspect_ok(|stream| {
+            // A test that is slow because of this would still be right.
+            let _ = stream.set_nodelay(true);
+        });
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve(listener));
-        Ok(Echo { address, _tasks: tasks })
+        tasks.spawn(serve(incoming, connection));
+        Ok(Echo { address, tasks })
+    }
+
+    /// Listens on a unix socket too, and returns the target at which the server called `identity` answers there.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub fn listen_at(&mut self, socket: &Path, identity: &str) -> Result<String> {
+        let incoming = UnixListenerStream::new(UnixListener::bind(socket)?);
+        self.tasks.spawn(serve(incoming, connection));
+        Ok(format!("{}/t/{identity}", unix_target(socket)))
     }
 
     /// `host:port`.
@@ -68,21 +87,12 @@ impl Echo {
     }
 }
 
-async fn serve(listener: TcpListener) {
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            Ok((stream, _)) = listener.accept() => {
-                // A test that is slow because of this would still be right.
-                let _ = stream.set_nodelay(true);
-                connections.spawn(connection(stream));
-            }
-            Some(_) = connections.join_next() => {}
-        }
-    }
+/// The target of a server that listens on this socket.
+pub fn unix_target(socket: &Path) -> String {
+    format!("http+unix://{}", socket.display().to_string().replace('/', "%2F"))
 }
 
-async fn connection(stream: tokio::net::TcpStream) {
+async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
     let (upgrades, mut upgraded) = mpsc::channel(UPGRADES_WAITING_MAX);
     let service = service_fn(move |request| {
         let upgrades = upgrades.clone();
@@ -114,13 +124,15 @@ fn answer(mut request: Request<Incoming>, upgrades: &mpsc::Sender<Upgrade>) -> R
         .unwrap_or(DEFAULT_TARGET)
         .to_owned();
     let response = Response::builder().header(IDENTITY, &identity);
+    let key = request.headers().get(SEC_WEBSOCKET_KEY);
+    let key = key.and_then(|key| key.to_str().ok()).unwrap_or_default().to_owned();
     let response = if request.headers().contains_key(UPGRADE) {
         match upgrades.try_send((hyper::upgrade::on(&mut request), identity)) {
             Ok(()) => response
                 .status(StatusCode::SWITCHING_PROTOCOLS)
                 .header(UPGRADE, "websocket")
                 .header(CONNECTION, "Upgrade")
-                .header(SEC_WEBSOCKET_ACCEPT, ACCEPT)
+                .header(SEC_WEBSOCKET_ACCEPT, accept(&key))
                 .body(Full::default()),
             Err(_) => response.status(StatusCode::INTERNAL_SERVER_ERROR).body(Full::default()),
         }

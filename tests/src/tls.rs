@@ -87,24 +87,41 @@ impl Authority {
     /// # Errors
     /// Nobody listens there, or shows another authority's certificate, or wants one.
     pub async fn connect(&self, address: &str, identity: Option<&Identity>) -> Result<TlsStream<TcpStream>> {
-        let stream = TcpStream::connect(address).await?;
-        let connector = TlsConnector::from(self.client(identity)?);
-        Ok(connector.connect(ServerName::try_from("localhost")?, stream).await?)
+        let connector = TlsConnector::from(Arc::new(self.client(identity)?));
+        connect(&connector, address).await
     }
 
-    fn client(&self, identity: Option<&Identity>) -> Result<Arc<ClientConfig>> {
+    /// What connects to whoever is vouched for by this authority, and speaks one of these protocols.
+    ///
+    /// # Errors
+    /// Its certificate cannot be read any more.
+    pub fn connector(&self, protocols: &[&str]) -> Result<TlsConnector> {
+        let mut config = self.client(None)?;
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+        Ok(TlsConnector::from(Arc::new(config)))
+    }
+
+    fn client(&self, identity: Option<&Identity>) -> Result<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(&self.ca)?)?;
         let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots);
-        let config = match identity {
+        Ok(match identity {
             None => builder.with_no_client_auth(),
             Some(Identity { certificate, key }) => {
                 let chain = vec![CertificateDer::from_pem_file(certificate)?];
                 builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_file(key)?)?
             }
-        };
-        Ok(Arc::new(config))
+        })
     }
+}
+
+/// Connects to localhost at `address`.
+///
+/// # Errors
+/// Nobody listens there, or not somebody whom the connector believes.
+pub async fn connect(connector: &TlsConnector, address: &str) -> Result<TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(address).await?;
+    Ok(connector.connect(ServerName::try_from("localhost")?, stream).await?)
 }

@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// The sample key of RFC 6455, section 1.3. A constant saves us SHA-1: client and server here know each other.
+/// The sample key of RFC 6455, section 1.3, with which clients here ask.
 pub const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 /// The answer to [`KEY`], from the same section.
 pub const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
@@ -34,19 +37,37 @@ pub struct Frame {
     pub payload: Vec<u8>,
 }
 
+/// What a server answers to this key (section 4.2.2).
+pub fn accept(key: &str) -> String {
+    let text = format!("{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    STANDARD.encode(digest(&SHA1_FOR_LEGACY_USE_ONLY, text.as_bytes()))
+}
+
 /// Opens a WebSocket at `address` (`host:port`) and `path`.
 ///
 /// # Errors
 /// Nobody answers, or the answer is not a switch of protocols; the text quotes it.
 pub async fn open(address: &str, path: &str) -> Result<TcpStream> {
+    let stream = timeout(OPEN_WITHIN, TcpStream::connect(address)).await??;
+    stream.set_nodelay(true)?;
+    open_over(stream, address, path).await
+}
+
+/// Opens one on a connection that is there, at `host` and `path`.
+///
+/// # Errors
+/// The answer is not a switch of protocols; the text quotes it.
+pub async fn open_over<S>(mut stream: S, host: &str, path: &str) -> Result<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     timeout(OPEN_WITHIN, async {
-        let mut stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
         let request = format!(
-            "GET {path} HTTP/1.1\r\nhost: {address}\r\nupgrade: websocket\r\nconnection: Upgrade\r\n\
+            "GET {path} HTTP/1.1\r\nhost: {host}\r\nupgrade: websocket\r\nconnection: Upgrade\r\n\
              sec-websocket-version: 13\r\nsec-websocket-key: {KEY}\r\n\r\n"
         );
         stream.write_all(request.as_bytes()).await?;
+        stream.flush().await?;
         let mut head = Vec::new();
         // Byte by byte, so that nothing of the first frame is swallowed.
         while !head.ends_with(b"\r\n\r\n") {
@@ -130,4 +151,14 @@ pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Frame> {
         opcode: first & 0x0f,
         payload,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_answer_to_the_sample_key_is_the_sample_answer() {
+        assert_eq!(accept(KEY), ACCEPT);
+    }
 }
