@@ -1,6 +1,8 @@
-//! Users' servers that cost next to nothing: one thread answers for all of them, each on an address of its own.
+//! Users' servers that cost next to nothing: one thread answers for very many of them, each on an address of its own.
 
+use std::io::{self, BufRead as _, Read as _};
 use std::net::{self, Ipv4Addr, SocketAddr};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 
@@ -27,8 +29,13 @@ const HEAD_BYTES_MAX: usize = 16 * 1024;
 /// Servers that answer until this is dropped.
 pub struct Targets {
     addresses: Vec<SocketAddr>,
-    stop: CancellationToken,
-    thread: Option<thread::JoinHandle<()>>,
+    /// What answers; ends when it is dropped.
+    _served: Served,
+}
+
+enum Served {
+    Here { _thread: Thread },
+    Apart { _parts: Vec<Part> },
 }
 
 impl Targets {
@@ -37,23 +44,31 @@ impl Targets {
     /// # Errors
     /// One cannot listen.
     pub fn start(count: usize) -> Result<Self> {
-        let listeners = listen(count)?;
+        let listeners = listen(0, count)?;
         let addresses = listeners
             .iter()
             .map(net::TcpListener::local_addr)
             .collect::<Result<_, _>>()?;
-        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        let stop = CancellationToken::new();
-        let served = serve(listeners, stop.clone());
-        let thread = thread::Builder::new().name("targets".to_owned()).spawn(move || {
-            if let Err(error) = runtime.block_on(served) {
-                eprintln!("the targets do not answer: {error:#}");
-            }
-        })?;
         Ok(Targets {
             addresses,
-            stop,
-            thread: Some(thread),
+            _served: Served::Here {
+                _thread: Thread::start(0, listeners)?,
+            },
+        })
+    }
+
+    /// Starts so many in processes of this program, at most `each` in one: a process may have only so many files open.
+    /// The program has to ask [`serves_part`] first of all.
+    ///
+    /// # Errors
+    /// A process cannot be started, or one of its targets cannot listen.
+    pub fn spread(count: usize, each: usize) -> Result<Self> {
+        let firsts = (0..count).step_by(each);
+        let parts = firsts.map(|first| Part::start(first, each.min(count - first)));
+        let parts: Vec<Part> = parts.collect::<Result<_>>()?;
+        Ok(Targets {
+            addresses: parts.iter().flat_map(Part::addresses).collect::<Result<_>>()?,
+            _served: Served::Apart { _parts: parts },
         })
     }
 
@@ -63,7 +78,30 @@ impl Targets {
     }
 }
 
-impl Drop for Targets {
+/// A thread that answers for some targets until this is dropped.
+struct Thread {
+    stop: CancellationToken,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Thread {
+    fn start(first: usize, listeners: Vec<net::TcpListener>) -> Result<Self> {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
+        let stop = CancellationToken::new();
+        let served = serve(first, listeners, stop.clone());
+        let thread = thread::Builder::new().name("targets".to_owned()).spawn(move || {
+            if let Err(error) = runtime.block_on(served) {
+                eprintln!("the targets do not answer: {error:#}");
+            }
+        })?;
+        Ok(Thread {
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Thread {
     fn drop(&mut self) {
         self.stop.cancel();
         if let Some(thread) = self.thread.take() {
@@ -73,17 +111,88 @@ impl Drop for Targets {
     }
 }
 
+/// The first argument of a process that is a part of some [`Targets`].
+const PART: &str = "--serve-targets";
+
+/// A process that answers for some of the targets; it ends when this is dropped, or whoever has started it has ended.
+struct Part {
+    process: Child,
+    first: usize,
+    count: usize,
+    port: u16,
+}
+
+impl Part {
+    fn start(first: usize, count: usize) -> Result<Self> {
+        let process = Command::new(std::env::current_exe()?)
+            .args([PART, &first.to_string(), &count.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("a process for targets cannot be started")?;
+        let mut part = Part {
+            process,
+            first,
+            count,
+            port: 0,
+        };
+        let mut told = String::new();
+        let stdout = part.process.stdout.take().context("no standard output")?;
+        io::BufReader::new(stdout).read_line(&mut told)?;
+        let port = told.trim().parse();
+        part.port = port.with_context(|| format!("a process for targets has told no port but {told:?}"))?;
+        Ok(part)
+    }
+
+    fn addresses(&self) -> impl Iterator<Item = Result<SocketAddr>> + use<> {
+        let port = self.port;
+        (self.first..self.first + self.count).map(move |number| address(number, port))
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        // Both fail only if it has ended already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// If this process was started to be a part of some [`Targets`], is it, until whoever has started it ends; then true.
+///
+/// # Errors
+/// One of its targets cannot listen.
+pub fn serves_part() -> Result<bool> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [PART, first, count] = arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] else {
+        return Ok(false);
+    };
+    let (first, count) = (first.parse()?, count.parse()?);
+    let listeners = listen(first, count)?;
+    let port = listeners.first().context("no targets")?.local_addr()?.port();
+    let _thread = Thread::start(first, listeners)?;
+    println!("{port}");
+    io::stdin().read_to_end(&mut Vec::new())?;
+    Ok(true)
+}
+
 /// The 13 bytes that the target of this number answers, so that a wrong one is known.
 pub fn answer_of(target: usize) -> String {
     format!("target {target:05}\n")
 }
 
-fn listen(count: usize) -> Result<Vec<net::TcpListener>> {
+/// The address of the target of this number.
+fn address(number: usize, port: u16) -> Result<SocketAddr> {
+    let (block, host) = (u8::try_from(number / PER_BLOCK)?, u8::try_from(number % PER_BLOCK)? + 1);
+    Ok(SocketAddr::from((Ipv4Addr::new(127, 1, block, host), port)))
+}
+
+/// Listens for targets from the `first` one on, at one port.
+fn listen(first: usize, count: usize) -> Result<Vec<net::TcpListener>> {
     let mut listeners: Vec<net::TcpListener> = Vec::with_capacity(count);
     let mut port = 0;
-    for number in 0..count {
-        let (block, host) = (u8::try_from(number / PER_BLOCK)?, u8::try_from(number % PER_BLOCK)? + 1);
-        let address = SocketAddr::from((Ipv4Addr::new(127, 1, block, host), port));
+    for number in first..first + count {
+        let address = address(number, port)?;
         let listener = net::TcpListener::bind(address);
         let listener = listener.with_context(|| format!("a target cannot listen on {address}"))?;
         listener.set_nonblocking(true)?;
@@ -93,9 +202,9 @@ fn listen(count: usize) -> Result<Vec<net::TcpListener>> {
     Ok(listeners)
 }
 
-async fn serve(listeners: Vec<net::TcpListener>, stop: CancellationToken) -> Result<()> {
+async fn serve(first: usize, listeners: Vec<net::TcpListener>, stop: CancellationToken) -> Result<()> {
     let mut tasks = JoinSet::new();
-    for (number, listener) in listeners.into_iter().enumerate() {
+    for (number, listener) in (first..).zip(listeners) {
         tasks.spawn(accept(TcpListener::from_std(listener)?, Arc::new(Answers::of(number))));
     }
     stop.cancelled().await;

@@ -15,6 +15,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use tokio::task::spawn_blocking;
 
+use crate::rates::asked;
 use crate::{Bench, SHARED, at_least_a_second};
 
 const FEW: usize = 10;
@@ -46,9 +47,14 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
             (&mut few, "alone, 10 routes", &mut rates.0),
             (&mut all, "alone, 1,000,000 routes", &mut rates.1),
         ] {
-            let done = wrk::ask(proxy.address(), proxy.routes(), SMALL, CONNECTIONS, time).await?;
-            add(bench, what, done.per_second());
-            found.push(done.per_second());
+            let (per_second, cpu) = asked(proxy, SMALL, time).await?;
+            add(bench, what, per_second);
+            add(
+                bench,
+                &format!("{what}: CPU per request"),
+                cpu.context("Holdfast has a process")?,
+            );
+            found.push(per_second);
         }
         for (proxy, what, found) in [
             (&mut some, "alone, 1,000 routes: one more by command", &mut added.0),
@@ -64,21 +70,29 @@ pub async fn measure(bench: &mut Bench) -> Result<()> {
     let ratio = |(few, many): &(Vec<f64>, Vec<f64>)| median(many) / median(few);
     add(bench, "alone, 1,000,000 routes to 10: requests/s", ratio(&rates));
     add(bench, "alone, 1,000,000 routes to 1,000: one more", ratio(&added));
-    let memory = memory_mib(&all.pids()?)?;
     let none = memory_mib(&few.pids()?)?;
+    let memory = memory_mib(&all.pids()?)?;
+    add(bench, "alone, 1,000 routes: memory", memory_mib(&some.pids()?)?);
     add(bench, "alone, 1,000,000 routes: memory", memory);
     let per_route = (memory - none) * 1024.0 * 1024.0 / many as f64;
     add(bench, "alone, 1,000,000 routes: memory per route", per_route);
+    for _ in 0..bench.run.rounds(crate::ROUNDS) {
+        starts(bench, "alone, 1,000 routes", &mut some).await?;
+        starts(bench, "alone, 1,000,000 routes", &mut all).await?;
+    }
+    Ok(())
+}
+
+/// Kills the proxy, and has it start from its copy on disk alone, then from a replica alone.
+async fn starts(bench: &mut Bench, what: &str, proxy: &mut Proxy) -> Result<()> {
+    bench.run.progress(format!("{what}: starts again"));
+    cached(proxy.cluster().context("Holdfast has a cluster")?).await?;
     for (from, said) in [
         (From::FromCache, "from its cache"),
         (From::FromReplica, "from a replica"),
     ] {
-        if let (From::FromCache, Some(cluster)) = (from, all.cluster()) {
-            cached(cluster).await?;
-        }
-        let took = all.restart(from).await?;
-        let row = format!("alone, 1,000,000 routes: start {said}");
-        add(bench, &row, took.as_secs_f64() * 1e3);
+        let took = proxy.restart(from).await?;
+        add(bench, &format!("{what}: start {said}"), took.as_secs_f64() * 1e3);
     }
     Ok(())
 }

@@ -16,10 +16,10 @@ mod websockets;
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use holdfast_benches::comparison::Comparison;
 use holdfast_benches::proxies::{Kind, Proxy, Routes};
-use holdfast_benches::{Run, programs, wrk};
+use holdfast_benches::{Run, programs, targets, wrk};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -42,6 +42,9 @@ const SHARED: usize = 16;
 type Figures = Vec<(String, f64)>;
 
 fn main() -> Result<()> {
+    if targets::serves_part()? {
+        return Ok(());
+    }
     let runtime = Runtime::new()?;
     // Proxies end when they are dropped, so an interrupted run must return, not die.
     let done = runtime.block_on(async {
@@ -59,7 +62,6 @@ fn main() -> Result<()> {
 
 async fn compare() -> Result<()> {
     let mut bench = Bench::start(programs::raise_open_files()?)?;
-    let mut failed = Ok(());
     for part in PARTS {
         if !bench.run.includes(part) {
             continue;
@@ -76,14 +78,12 @@ async fn compare() -> Result<()> {
             "add" => add::measure(&mut bench).await,
             _ => alone::measure(&mut bench).await,
         };
-        // What was found until then is told all the same.
-        failed = measured.with_context(|| part.to_owned());
-        if failed.is_err() {
-            break;
+        // What can be measured is measured and told all the same.
+        if let Err(error) = measured {
+            bench.fail(part, &error);
         }
     }
-    bench.finish()?;
-    failed
+    bench.finish()
 }
 
 /// The run, with what was found so far.
@@ -93,6 +93,8 @@ struct Bench {
     kinds: Vec<Kind>,
     /// What has no figure, and why.
     missed: Vec<String>,
+    /// Parts that were not measured to their end.
+    failed: Vec<&'static str>,
     /// The most that one process may have.
     open_files: u64,
 }
@@ -104,7 +106,10 @@ impl Bench {
             "load      {}",
             programs::version(&wrk::program()?, "--version")
         ));
-        run.say("workers   of each proxy one per processor, as it does by itself; chp: one process; targets and load: one thread each");
+        run.say(
+            "workers   of each proxy one per processor, as it does by itself; chp: one process; load: one thread; \
+             targets: one, or where each route has its own one per 1,000",
+        );
         let mut kinds = Vec::new();
         for kind in Kind::ALL {
             let name = kind.name();
@@ -125,6 +130,7 @@ impl Bench {
             comparison: Comparison::of(rows::ROWS, &PEERS, Kind::Direct.name()),
             kinds,
             missed: Vec::new(),
+            failed: Vec::new(),
             open_files,
         })
     }
@@ -186,11 +192,20 @@ impl Bench {
     /// Keeps in mind why a peer has no figure; Holdfast and the direct way must have all.
     fn miss(&mut self, what: &str, kind: Kind, error: &anyhow::Error) -> Result<()> {
         ensure!(kind.program().is_some(), "{what}, {}: {error:#}", kind.name());
-        let mut why = format!("{what}, {}: {error:#}", kind.name());
+        self.tell_of(format!("{what}, {}: {error:#}", kind.name()));
+        Ok(())
+    }
+
+    /// Keeps in mind why a part ended too early, which makes the run a failure in the end.
+    fn fail(&mut self, part: &'static str, error: &anyhow::Error) {
+        self.tell_of(format!("the rest of {part}: {error:#}"));
+        self.failed.push(part);
+    }
+
+    fn tell_of(&mut self, mut why: String) {
         why.truncate(why.char_indices().nth(400).map_or(why.len(), |(at, _)| at));
         self.run.progress(format!("no figure: {why}"));
         self.missed.push(why);
-        Ok(())
     }
 
     fn finish(mut self) -> Result<()> {
@@ -207,7 +222,13 @@ impl Bench {
         run.say(format!("\nload      {} (1, 5, 15 minutes, at the end)", Run::load()));
         run.say("\nthe figures of each round");
         self.comparison.rounds().iter().for_each(|line| run.say(line));
-        self.run.finish()
+        self.run.finish()?;
+        ensure!(
+            self.failed.is_empty(),
+            "not measured to the end: {}",
+            self.failed.join(", ")
+        );
+        Ok(())
     }
 }
 
