@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use crate::access_log::Record;
 use crate::activity::Use;
@@ -20,6 +20,8 @@ use crate::targets::Lease;
 /// The most of an answer that is sent in one piece where it matters that something passes: the next one shows that it
 /// was taken.
 const PIECE_BYTES_MAX: usize = 16 * 1024;
+/// As much of a request's body has to come in the time that its client is given for more of it.
+const MORE_BYTES: usize = 1024;
 
 /// The body of a request to a target.
 pub(crate) struct Upload {
@@ -28,6 +30,7 @@ pub(crate) struct Upload {
     progress: Option<Arc<Progress>>,
     used: Option<Use>,
     pulse: Option<Pulse>,
+    pace: Pace,
 }
 
 impl Upload {
@@ -37,11 +40,13 @@ impl Upload {
             progress: None,
             used: None,
             pulse: None,
+            pace: Pace::new(Duration::MAX),
         }
     }
 
-    /// What a client sends; the progress is that of a body which is not at its end already.
-    pub(crate) fn relayed(body: Incoming, used: &Use) -> (Self, Option<Arc<Progress>>) {
+    /// What a client sends, who may take `limit` for more of it; the progress is that of a body which is not at its end
+    /// already.
+    pub(crate) fn relayed(body: Incoming, limit: Duration, used: &Use) -> (Self, Option<Arc<Progress>>) {
         if body.is_end_stream() {
             return (Upload::none(), None);
         }
@@ -51,6 +56,7 @@ impl Upload {
             progress: Some(progress.clone()),
             used: Some(used.clone()),
             pulse: Pulse::present(),
+            pace: Pace::new(limit),
         };
         (upload, Some(progress))
     }
@@ -61,6 +67,8 @@ impl Upload {
 pub(crate) struct Progress {
     ended: AtomicBool,
     failed: AtomicBool,
+    slow: AtomicBool,
+    answered: AtomicBool,
     frames: AtomicU64,
     bytes: AtomicU64,
 }
@@ -76,9 +84,23 @@ impl Progress {
         self.failed.load(Ordering::Acquire)
     }
 
+    /// True if the client took too long for more of it.
+    pub(crate) fn was_slow(&self) -> bool {
+        self.slow.load(Ordering::Acquire)
+    }
+
+    /// Whatever the target waits for by now, it is not the rest of the body.
+    pub(crate) fn answered(&self) {
+        self.answered.store(true, Ordering::Release);
+    }
+
     /// How much of it was handed on.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    fn is_answered(&self) -> bool {
+        self.answered.load(Ordering::Acquire)
     }
 
     fn frames(&self) -> u64 {
@@ -86,25 +108,78 @@ impl Progress {
     }
 }
 
+/// For how long a client may take for more of a body while its target waits for it.
+struct Pace {
+    limit: Duration,
+    /// Set while more is waited for.
+    until: Option<Pin<Box<Sleep>>>,
+    /// What has come since.
+    bytes: usize,
+}
+
+impl Pace {
+    fn new(limit: Duration) -> Self {
+        Pace {
+            limit,
+            until: None,
+            bytes: 0,
+        }
+    }
+
+    fn came(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        if self.bytes >= MORE_BYTES {
+            (self.until, self.bytes) = (None, 0);
+        }
+    }
+
+    /// To be asked while nothing comes: ready when that has been so for too long.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let limit = self.limit;
+        self.until
+            .get_or_insert_with(|| Box::pin(sleep(limit)))
+            .as_mut()
+            .poll(cx)
+    }
+}
+
+/// Why a request's body breaks off: the connection to the target is closed, so that it cannot take it for a whole one.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UploadError {
+    #[error("the client's body broke off, or cannot be read")]
+    Client(#[from] hyper::Error),
+    #[error("the client took too long for more of its body")]
+    Slow,
+}
+
 impl HttpBody for Upload {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = UploadError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, UploadError>>> {
         let Upload {
             body,
             progress,
             used,
             pulse,
+            pace,
         } = self.get_mut();
         let Some(body) = body else {
             return Poll::Ready(None);
         };
-        let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+        let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else {
+            let Some(progress) = progress.as_ref().filter(|progress| !progress.is_answered()) else {
+                return Poll::Pending;
+            };
+            ready!(pace.poll(cx));
+            progress.slow.store(true, Ordering::Release);
+            return Poll::Ready(Some(Err(UploadError::Slow)));
+        };
         if let Some(progress) = progress {
             match &frame {
                 Some(Ok(frame)) => {
                     let bytes = frame.data_ref().map_or(0, Bytes::len);
+                    pace.came(bytes);
                     progress.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
                     if let Some(used) = used {
                         used.touch();
@@ -121,7 +196,7 @@ impl HttpBody for Upload {
                 None => progress.ended.store(true, Ordering::Release),
             }
         }
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|frame| Ok(frame?)))
     }
 
     fn is_end_stream(&self) -> bool {

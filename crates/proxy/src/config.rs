@@ -63,6 +63,8 @@ pub struct ProxyConfig {
     /// How long a client may take for a TLS handshake, and for the head of a request: from its first byte on, the first
     /// one from the connection's begin on.
     pub header_timeout: Duration,
+    /// How long a client may take for the next 1024 bytes of a request's body, or its end, while its target waits for it.
+    pub body_timeout: Duration,
     /// How long a client may be idle between two requests. A head must be there by then, too.
     pub keep_alive_timeout: Duration,
     /// How long nothing may pass on a client's connection of HTTP/1.1, or of a client's request of HTTP/2, neither way,
@@ -144,6 +146,7 @@ impl ProxyConfig {
             target_timeout: None,
             client_timeout: None,
             header_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(60),
             keep_alive_timeout: Duration::from_secs(30),
             // Less than the 5 s after which Node.js servers close an idle connection, so that we rarely meet a closed one.
             target_idle_timeout: Duration::from_secs(4),
@@ -240,6 +243,7 @@ impl ProxyConfig {
                 Duration::from_millis(1),
                 HEADER_TIMEOUT_MAX,
             ),
+            ("body_timeout", self.body_timeout, Duration::from_millis(1), DRAIN_MAX),
             (
                 "keep_alive_timeout",
                 self.keep_alive_timeout,

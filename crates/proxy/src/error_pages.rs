@@ -59,7 +59,9 @@ impl ErrorPager {
         let (of_server, of_file) = match problem {
             Problem::NoRoute | Problem::TargetFailed => (true, true),
             Problem::NoTable | Problem::StaleTable => (false, true),
-            Problem::Unreadable(_) | Problem::BadRequest(_) | Problem::HeadTooLarge => (false, false),
+            Problem::Unreadable(_) | Problem::BadRequest(_) | Problem::HeadTooLarge | Problem::BodyTooSlow => {
+                (false, false)
+            }
         };
         let page = match &self.source {
             ErrorPages::Target(target) if of_server => {

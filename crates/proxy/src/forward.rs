@@ -1,7 +1,7 @@
 //! One request from start to end.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use holdfast_client::{LiveTable, Refusals};
@@ -43,6 +43,8 @@ pub(crate) struct Forwarder {
     pages: ErrorPager,
     policy: Policy,
     metrics: SharedMetrics,
+    /// How long a client may take for more of a body.
+    body_timeout: Duration,
     draining: Arc<Signal>,
     refusals: Refusals,
     staleness: Arc<Staleness>,
@@ -59,6 +61,7 @@ pub(crate) struct Parts {
     pub(crate) pages: ErrorPager,
     pub(crate) policy: Policy,
     pub(crate) metrics: SharedMetrics,
+    pub(crate) body_timeout: Duration,
     pub(crate) draining: Arc<Signal>,
     pub(crate) refusals: Refusals,
     pub(crate) staleness: Arc<Staleness>,
@@ -110,6 +113,7 @@ impl Forwarder {
             pages: parts.pages,
             policy: parts.policy,
             metrics: parts.metrics,
+            body_timeout: parts.body_timeout,
             draining: parts.draining,
             refusals: parts.refusals,
             staleness: parts.staleness,
@@ -153,8 +157,10 @@ impl Forwarder {
             response.body_mut().recorded(record);
         }
         self.metrics.answered(kind, status);
-        // A 400 may be half of an attempt to smuggle a request; a draining proxy wants its clients elsewhere.
-        let ends = ends_requests || status == StatusCode::BAD_REQUEST || self.draining.is_raised();
+        // A 400 may be half of an attempt to smuggle a request, what follows a 408 is still its body; a draining proxy
+        // wants its clients elsewhere.
+        let is_unread = matches!(status, StatusCode::BAD_REQUEST | StatusCode::REQUEST_TIMEOUT);
+        let ends = ends_requests || is_unread || self.draining.is_raised();
         if http1 && ends && status != StatusCode::SWITCHING_PROTOCOLS {
             response
                 .headers_mut()
@@ -259,7 +265,7 @@ impl Forwarder {
         let (mut parts, body) = request.into_parts();
         let asked = self.prepare(client, &mut parts, way)?;
         let used = self.activity.of(&way.entry);
-        let (body, upload) = Upload::relayed(body, &used);
+        let (body, upload) = Upload::relayed(body, self.body_timeout, &used);
         note(record, |facts| facts.upload = upload.clone());
         // Unless it is told that there is a body, hyper leaves that of a GET out.
         if upload.is_some() && !parts.headers.contains_key(CONTENT_LENGTH) {
@@ -441,12 +447,16 @@ impl Forwarder {
         }
         let cause = std::error::Error::source(error).map(innermost);
         tracing::info!(routespec = %way.entry.route.spec, cause = cause.map(tracing::field::display), "{error}");
-        let (problem, word) = match error.failure() {
-            Some(how) => {
+        let (problem, word) = match (error.failure(), error) {
+            (Some(how), _) => {
                 self.metrics.target_failed(how);
                 (Problem::TargetFailed, how.word())
             }
-            None => (Problem::BadRequest("its body broke off, or cannot be read"), "client"),
+            (None, TargetError::Slow { .. }) => {
+                self.metrics.slow_bodies.inc();
+                (Problem::BodyTooSlow, "client")
+            }
+            (None, _) => (Problem::BadRequest("its body broke off, or cannot be read"), "client"),
         };
         Failure {
             problem,

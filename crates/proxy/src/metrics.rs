@@ -111,6 +111,7 @@ pub(crate) struct Metrics {
     pub(crate) no_route: Counter,
     pub(crate) no_table: Counter,
     pub(crate) stale_table: Counter,
+    pub(crate) slow_bodies: Counter,
     pub(crate) connections: Gauge,
     pub(crate) connections_max: Gauge,
     pub(crate) active_requests: Gauge,
@@ -182,6 +183,12 @@ impl Metrics {
             "cause",
             ["known_absent", "no_table", "stale_table"],
         );
+        let slow_bodies = Counter::default();
+        r.register(
+            "slow_bodies",
+            "Requests given up because too little of their bodies came in time",
+            slow_bodies.clone(),
+        );
         let connections = gauge(r, "connections", "Connections of clients, tunnels included");
         let connections_max = gauge(r, "connections_max", "Connections of clients that there may be");
         let active_requests = gauge(r, "active_requests", "Requests whose answer is not complete yet");
@@ -241,6 +248,7 @@ impl Metrics {
             no_route,
             no_table,
             stale_table,
+            slow_bodies,
             connections,
             connections_max,
             active_requests,

@@ -23,6 +23,8 @@ pub(crate) enum Problem {
     Unreadable(PathError),
     /// The head has more bytes than may be.
     HeadTooLarge,
+    /// The body did not come, or too slowly.
+    BodyTooSlow,
     /// Another fault in the request's head, in words.
     BadRequest(&'static str),
 }
@@ -34,6 +36,7 @@ impl Problem {
             Problem::NoTable | Problem::StaleTable | Problem::TargetFailed => StatusCode::SERVICE_UNAVAILABLE,
             Problem::Unreadable(_) | Problem::BadRequest(_) => StatusCode::BAD_REQUEST,
             Problem::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Problem::BodyTooSlow => StatusCode::REQUEST_TIMEOUT,
         }
     }
 
@@ -54,6 +57,7 @@ impl Problem {
             Problem::HeadTooLarge => {
                 "The request's headers are too large. It may help to delete this site's cookies.".to_owned()
             }
+            Problem::BodyTooSlow => "Too little of what was sent has come in time. Please try again.".to_owned(),
             Problem::BadRequest(what) => format!("The request cannot be read: {what}."),
         }
     }

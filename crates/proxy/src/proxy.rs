@@ -303,6 +303,7 @@ impl Proxy {
         let operators = targets(Allowed::default());
         let sweepers = [&routed, &operators].map(|targets| targets.sweeper(end.clone()));
         let forwarder = Arc::new(Forwarder::new(Parts {
+            body_timeout: config.body_timeout,
             table: table.clone(),
             targets: routed,
             operators,

@@ -76,6 +76,9 @@ pub(crate) enum TargetError {
     /// It is the client's failure.
     #[error("the request to {target} broke off")]
     Upload { target: Target },
+    /// That, too.
+    #[error("the request to {target} came too slowly")]
+    Slow { target: Target },
 }
 
 impl TargetError {
@@ -89,7 +92,7 @@ impl TargetError {
             TargetError::Connect { .. } => Some(TargetFailure::Connect),
             TargetError::Response { .. } => Some(TargetFailure::Response),
             TargetError::Silent { .. } => Some(TargetFailure::Silent),
-            TargetError::Upload { .. } => None,
+            TargetError::Upload { .. } | TargetError::Slow { .. } => None,
         }
     }
 
@@ -126,6 +129,9 @@ impl Targets {
         let sent = self.exchange(target, request);
         match answered(sent, self.patience, upload.as_ref()).await {
             Some(Ok((response, sender))) => {
+                if let Some(upload) = &upload {
+                    upload.answered();
+                }
                 let lease = Lease {
                     sender,
                     upload,
@@ -133,6 +139,9 @@ impl Targets {
                     pool: self.pool.clone(),
                 };
                 Ok((response, lease))
+            }
+            Some(Err(_)) if upload.as_ref().is_some_and(|upload| upload.was_slow()) => {
+                Err(TargetError::Slow { target: target.clone() })
             }
             Some(Err(_)) if upload.as_ref().is_some_and(|upload| upload.has_failed()) => {
                 Err(TargetError::Upload { target: target.clone() })

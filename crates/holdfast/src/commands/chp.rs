@@ -228,6 +228,7 @@ fn read_serving(args: &ChpArgs, settings: &mut Settings) -> Option<ProxyConfig> 
             max_connections: "100000".into(),
             max_connections_per_address: None,
             header_timeout: "10s".into(),
+            body_timeout: "60s".into(),
             keep_alive_timeout: "30s".into(),
             client_timeout: None,
         },

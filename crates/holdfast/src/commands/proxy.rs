@@ -204,8 +204,8 @@ mod tests {
         assert!(!told(&["--exit-with-parent"]).unwrap().drain_on_request);
         let seconds = Duration::from_secs;
         assert_eq!(
-            (config.header_timeout, config.keep_alive_timeout),
-            (seconds(10), seconds(30))
+            (config.header_timeout, config.body_timeout, config.keep_alive_timeout),
+            (seconds(10), seconds(60), seconds(30))
         );
         assert!(config.allow_targets.is_empty() && config.client_timeout.is_none() && config.target_timeout.is_none());
         let policy = config.policy;
@@ -237,6 +237,7 @@ mod tests {
             "--timeout=5s",
             "--proxy-timeout=6s",
             "--header-timeout=3s",
+            "--body-timeout=4s",
             "--keep-alive-timeout=7s",
             "--trusted-proxies=10.0.0.0/8,unix",
             "--allow-targets=10.0.0.0/8:8888,http+unix:///run",
@@ -262,6 +263,7 @@ mod tests {
         assert_eq!(config.client_timeout, Some(Duration::from_secs(5)));
         assert_eq!(config.target_timeout, Some(Duration::from_secs(6)));
         assert_eq!(config.header_timeout, Duration::from_secs(3));
+        assert_eq!(config.body_timeout, Duration::from_secs(4));
         assert_eq!(config.keep_alive_timeout, Duration::from_secs(7));
         assert_eq!(config.allow_targets.len(), 2);
         assert_eq!(config.max_stale, Some(Duration::from_secs(60)));

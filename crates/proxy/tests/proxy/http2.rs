@@ -276,6 +276,26 @@ async fn a_client_that_takes_back_request_after_request_is_cut_off() {
 }
 
 #[tokio::test]
+async fn a_body_that_does_not_come_is_given_up_alone() {
+    let (target, mut connections) = Target::manual().await;
+    let setup = Setup::with(&[("/", &target.url)], |config| {
+        config.body_timeout = Duration::from_millis(500)
+    })
+    .await;
+    let mut client = Http2::connect(setup.proxy.public).await;
+    let (answer, mut up) = client.send(request(Method::POST, "http://a/slow"), false).await;
+    up.send_data(Bytes::from_static(b"x"), false).unwrap();
+    assert_eq!(soon(answer).await.unwrap().status(), StatusCode::REQUEST_TIMEOUT);
+    let mut slow = soon(connections.recv()).await.unwrap();
+    assert!(!slow.rest().await.ends_with(b"0\r\n\r\n"));
+    let (answer, _) = client.send(request(Method::GET, "http://a/other"), true).await;
+    let mut other = soon(connections.recv()).await.unwrap();
+    soon(other.head()).await.unwrap();
+    other.send("HTTP/1.1 204 No Content\r\n\r\n").await;
+    assert_eq!(soon(answer).await.unwrap().status(), 204);
+}
+
+#[tokio::test]
 async fn limits_are_told_and_held() {
     let (target, _connections) = Target::manual().await;
     let setup = Setup::with(&[("/", &target.url)], |config| {

@@ -268,6 +268,73 @@ async fn a_long_keep_alive_gives_no_head_more_time() {
     until(async || dropped(&setup, "slow").await == 2.0).await;
 }
 
+/// Slow is who sends little while his target waits for more of it, not who sends slowly.
+#[tokio::test]
+async fn a_body_of_which_too_little_comes_is_given_up() {
+    let (target, mut connections) = Target::manual().await;
+    let setup = Setup::with(&[("/", &target.url)], |config| {
+        config.body_timeout = Duration::from_secs(2)
+    })
+    .await;
+    const HEAD: &[u8] = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4096\r\n\r\n";
+    const KIBIBYTE: [u8; 1024] = [b'x'; 1024];
+    let (mut from, mut to) = TcpStream::connect(setup.proxy.public).await.unwrap().into_split();
+    let drip = async {
+        to.write_all(HEAD).await.unwrap();
+        while to.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let mut answer = Vec::new();
+    // However it is closed.
+    let (_, ()) = soon(async { tokio::join!(from.read_to_end(&mut answer), drip) }).await;
+    assert!(answer.starts_with(b"HTTP/1.1 408 "), "{}", answer.escape_ascii());
+    let mut connection = soon(connections.recv()).await.unwrap();
+    soon(connection.head()).await.unwrap();
+    assert!(connection.rest().await.len() < 4096);
+    let slow = "holdfast_proxy_slow_bodies_total";
+    assert_eq!(setup.proxy.metric(slow).await, 1.0);
+
+    let mut client = Conversation::connect(setup.proxy.public).await;
+    client.send(HEAD).await;
+    let mut connection = soon(connections.recv()).await.unwrap();
+    soon(connection.head()).await.unwrap();
+    for _ in 0..4 {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        client.send(KIBIBYTE).await;
+        assert_eq!(connection.take(1024).await, KIBIBYTE);
+    }
+    connection.send("HTTP/1.1 204 No Content\r\n\r\n").await;
+    assert_eq!(client.answer().await.status(), 204);
+    assert_eq!(setup.proxy.metric(slow).await, 1.0);
+}
+
+/// Such as one that talks with its client, each in one body.
+#[tokio::test]
+async fn a_target_that_answers_already_does_not_wait_for_the_rest_of_a_body() {
+    let (target, mut connections) = Target::manual().await;
+    let setup = Setup::with(&[("/", &target.url)], |config| {
+        config.body_timeout = Duration::from_secs(1)
+    })
+    .await;
+    let mut client = Conversation::connect(setup.proxy.public).await;
+    client
+        .send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n")
+        .await;
+    let mut connection = soon(connections.recv()).await.unwrap();
+    soon(connection.head()).await.unwrap();
+    connection
+        .send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+        .await;
+    soon(client.head()).await.unwrap();
+    assert_eq!(client.chunk().await, b"a");
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    connection.send("1\r\nb\r\n0\r\n\r\n").await;
+    assert_eq!(client.chunk().await, b"b");
+    assert_eq!(client.chunk().await, b"");
+    assert_eq!(setup.proxy.metric("holdfast_proxy_slow_bodies_total").await, 0.0);
+}
+
 #[tokio::test]
 async fn connections_beyond_the_most_wait_for_their_turn() {
     let hub = Target::mirror("hub").await;

@@ -86,6 +86,11 @@ pub struct UserArgs {
     )]
     pub(in crate::commands) header_timeout: String,
 
+    /// How long a user may take for the next 1024 bytes of a request's body, or for its end, while the server waits for it.
+    /// Then 408 is answered.
+    #[arg(long, env = "HOLDFAST_BODY_TIMEOUT", value_name = "DURATION", default_value = "60s")]
+    pub(in crate::commands) body_timeout: String,
+
     /// How long a user's connection may be idle between two requests.
     #[arg(
         long,
@@ -134,6 +139,12 @@ impl UserArgs {
             &mut config.header_timeout,
             "header-timeout",
             Some(&self.header_timeout),
+            parse::positive_duration,
+        );
+        settings.set(
+            &mut config.body_timeout,
+            "body-timeout",
+            Some(&self.body_timeout),
             parse::positive_duration,
         );
         settings.set(
