@@ -2,11 +2,17 @@
 
 use std::fmt;
 
+use crate::fence::Hub;
 use crate::held::Hold;
-use crate::route::RouteKey;
+use crate::lineage::Lineage;
+use crate::losses::Loss;
+use crate::revision::Revision;
+use crate::route::{Namespace, RouteKey, RouteSpec};
+use crate::sessions::{Session, SessionId};
 use crate::table::Entry;
 
-/// An order-independent hash of a table, or of what is held in it: the sum, modulo 2^256, of the BLAKE3 hashes of its entries.
+/// An order-independent hash of a table, or of what is kept beside it: the sum, modulo 2^256, of the BLAKE3 hashes of
+/// its entries.
 ///
 /// It changes by one hash per changed route. It finds accidents and bugs, not forgers: whoever may choose very many
 /// routes could in theory find two tables with one sum.
@@ -84,13 +90,64 @@ impl From<(&RouteKey, &Hold)> for Term {
     }
 }
 
+impl From<(&SessionId, &Session)> for Term {
+    fn from((id, session): (&SessionId, &Session)) -> Self {
+        let [is_ok, revision, changed, held] = match &session.outcome {
+            Ok(written) => [1, written.revision.0, u64::from(written.changed), written.held as u64],
+            // Not its words, which another version may choose otherwise.
+            Err(_) => [0; 4],
+        };
+        Term::hash(
+            &[b"session".as_slice(), id],
+            &[
+                session.sequence,
+                session.last_used_index,
+                is_ok,
+                revision,
+                changed,
+                held,
+            ],
+        )
+    }
+}
+
+impl From<(&Namespace, &Hub)> for Term {
+    fn from((namespace, hub): (&Namespace, &Hub)) -> Self {
+        let mut fields = vec![b"hub".as_slice(), namespace.as_str().as_bytes(), &hub.id];
+        fields.extend(hub.predecessors.iter().map(|id| id.as_slice()));
+        Term::hash(&fields, &[hub.epoch.0])
+    }
+}
+
+impl From<&Loss> for Term {
+    fn from(loss: &Loss) -> Self {
+        Term::hash(&["loss", loss.spec.as_str(), loss.namespace.as_str()], &[loss.time_ms])
+    }
+}
+
+/// A route that was deleted at a revision.
+impl From<(&RouteSpec, Revision)> for Term {
+    fn from((spec, revision): (&RouteSpec, Revision)) -> Self {
+        Term::hash(&["tombstone", spec.as_str()], &[revision.0])
+    }
+}
+
+/// The ancestors in their order, and what is only counted.
+impl From<(&Lineage, [u64; 2])> for Term {
+    fn from((lineage, counted): (&Lineage, [u64; 2])) -> Self {
+        let fields: Vec<_> = std::iter::once("lineage").chain(lineage.iter()).collect();
+        Term::hash(&fields, &counted)
+    }
+}
+
 impl Term {
-    fn hash(fields: &[&str], numbers: &[u64]) -> Self {
+    fn hash<F: AsRef<[u8]>>(fields: &[F], numbers: &[u64]) -> Self {
         // In one piece, which takes half the time that it takes a hasher in so many.
         let mut bytes = Vec::with_capacity(512);
         for field in fields {
+            let field = field.as_ref();
             bytes.extend_from_slice(&(field.len() as u64).to_le_bytes());
-            bytes.extend_from_slice(field.as_bytes());
+            bytes.extend_from_slice(field);
         }
         for number in numbers {
             bytes.extend_from_slice(&number.to_le_bytes());
@@ -123,8 +180,8 @@ impl fmt::Debug for Digest {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::revision::Revision;
     use crate::route::Route;
+    use crate::state::{Rejection, Written};
 
     /// Replicas of different versions compare their digests, and a digest is on disk.
     #[test]
@@ -145,5 +202,41 @@ mod tests {
         assert_eq!(digest.to_bytes(), hash);
         digest.remove(&entry);
         assert_eq!(digest, Digest::default());
+    }
+
+    /// Replicas of different versions compare these, too.
+    #[test]
+    fn a_session_is_hashed_as_it_always_was() {
+        let written = Written {
+            revision: Revision(5),
+            changed: true,
+            held: 2,
+        };
+        let remembered = Rejection::Remembered {
+            reason: "session-expired".into(),
+            message: "as another version puts it".into(),
+        };
+        for (outcome, numbers) in [
+            (Ok(written), [3, 9, 1, 5, 1, 2]),
+            (Err(Rejection::SessionExpired), [3, 9, 0, 0, 0, 0]),
+            (Err(remembered), [3, 9, 0, 0, 0, 0]),
+        ] {
+            let session = Session {
+                sequence: 3,
+                last_used_index: 9,
+                outcome,
+            };
+            let mut hasher = blake3::Hasher::new();
+            for field in [b"session".as_slice(), &[7; 16]] {
+                hasher.update(&(field.len() as u64).to_le_bytes());
+                hasher.update(field);
+            }
+            for number in numbers {
+                hasher.update(&u64::to_le_bytes(number));
+            }
+            let mut digest = Digest::default();
+            digest.add((&[7; 16], &session));
+            assert_eq!(digest.to_bytes(), *hasher.finalize().as_bytes());
+        }
     }
 }

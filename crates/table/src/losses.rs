@@ -5,7 +5,7 @@ use imbl::{HashMap, OrdMap, OrdSet};
 use crate::route::{Namespace, RouteKey, RouteSpec};
 
 /// The most losses remembered; more at once than any hub has routes.
-const LOSSES_MAX: usize = 250_000;
+pub const LOSSES_MAX: usize = 250_000;
 
 /// One deletion.
 #[derive(Clone, Debug, PartialEq, Eq)]

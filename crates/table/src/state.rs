@@ -172,6 +172,20 @@ impl State {
         self.table.digest().and(self.holds.digest())
     }
 
+    /// Of everything else that the log decides: sessions, hubs, losses, remembered deletions, ancestors, highest id.
+    /// Where it differs, two replicas will sooner or later do different things with the same write or subscriber.
+    ///
+    /// Costs all of these, whose numbers are bounded; it is not kept with every change.
+    pub fn rest_digest(&self) -> Digest {
+        let mut digest = Digest::default();
+        self.sessions.iter().for_each(|session| digest.add(session));
+        self.hubs.iter().for_each(|hub| digest.add(hub));
+        self.holds.losses().iter().for_each(|loss| digest.add(loss));
+        self.history.tombstones().for_each(|tombstone| digest.add(tombstone));
+        digest.add((&self.lineage, [self.history.horizon().0, self.node_id_max]));
+        digest
+    }
+
     /// Applies the command of the log entry at `index`. Pure and total: no clock, no random, no I/O, no order of a hash map.
     pub fn apply(&mut self, index: u64, stamp: &Stamp, command: &Command) -> Outcome {
         if let Some((id, sequence)) = &command.session {

@@ -564,6 +564,7 @@ proptest! {
             prop_assert_eq!(held(&state), model_held(&model));
             prop_assert_eq!(losses(&state), model_losses(&model));
             prop_assert_eq!(state.digest(), over_a_snapshot(&state).digest());
+            prop_assert_eq!(state.rest_digest(), over_a_snapshot(&state).rest_digest());
             for (id, (sequence, answer)) in &model.sessions {
                 let session = state.sessions.get(&session_id(*id)).expect("known to the model");
                 prop_assert_eq!((session.sequence, &session.outcome), (*sequence, answer));
@@ -583,6 +584,7 @@ proptest! {
             }
             prop_assert_eq!(&apply(&mut replica, index, &step), &outcome);
             prop_assert_eq!(replica.digest(), state.digest());
+            prop_assert_eq!(replica.rest_digest(), state.rest_digest());
         }
         // From every earlier revision one delta leads to the present, with each route once.
         for (state, mut earlier) in past.iter().flat_map(|table| [(&state, table.clone()), (&replica, table.clone())]) {

@@ -2,13 +2,19 @@
 
 use super::*;
 use crate::batch::Change;
+use crate::fence::PREDECESSORS_MAX;
+use crate::history::TOMBSTONES_MAX;
+use crate::losses::LOSSES_MAX;
 use crate::route::{Route, RouteSpec};
+use crate::sessions::SESSIONS_MAX;
 
 /// Without a policy no deletion is held.
 const STAMP: Stamp = Stamp {
     time_ms: 0,
     policy: None,
 };
+
+type Spoil = fn(&mut State);
 
 fn put(spec: &str, port: u16) -> Batch {
     Batch::put(Route::parse(spec, &format!("http://10.0.0.1:{port}"), "", "").unwrap())
@@ -181,4 +187,102 @@ fn a_fenced_hub_changes_nothing_more() {
     );
     let operator = state.apply(5, &STAMP, &write(put("/user/b/", 1)));
     assert!(operator.result.is_ok(), "whoever is no hub is not fenced");
+}
+
+#[test]
+fn the_rest_differs_wherever_a_write_would_be_answered_otherwise() {
+    let mut state = State::default();
+    for n in 1..=40 {
+        let command = Command {
+            batch: put(&format!("/user/{n}/"), n),
+            session: Some(([1; 16], u64::from(n))),
+        };
+        state.apply(u64::from(n), &STAMP, &command).result.unwrap();
+    }
+    state.open_hub(&Namespace::default(), [1; 16]).unwrap();
+    let known = state.clone();
+    let changes: [(&str, Spoil); 8] = [
+        ("a session that is not known", |state| {
+            state.sessions = Sessions::default()
+        }),
+        ("a session's last write", |state| {
+            let session = state.sessions.get(&[1; 16]).unwrap().clone();
+            state.sessions.record([1; 16], Session { sequence: 7, ..session });
+        }),
+        ("when a session was last used", |state| {
+            let session = state.sessions.get(&[1; 16]).unwrap().clone();
+            state.sessions.record(
+                [1; 16],
+                Session {
+                    last_used_index: 7,
+                    ..session
+                },
+            );
+        }),
+        ("a hub", |state| {
+            state.open_hub(&Namespace::default(), [2; 16]).unwrap();
+        }),
+        ("a loss", |state| {
+            state.holds.losses_mut().note(Loss {
+                spec: RouteSpec::parse("/user/1/").unwrap(),
+                namespace: Namespace::default(),
+                time_ms: 1,
+            });
+        }),
+        ("a deletion that is not remembered", |state| {
+            state.history = History::new(&state.table, [], Revision(0));
+        }),
+        ("an ancestor", |state| state.lineage = state.lineage.and("before")),
+        ("the highest id", |state| state.node_id_max += 1),
+    ];
+    let gone = Command {
+        batch: delete("/user/1/"),
+        session: None,
+    };
+    state.apply(41, &STAMP, &gone).result.unwrap();
+    assert_ne!(state.rest_digest(), known.rest_digest(), "a deletion");
+    for (what, change) in changes {
+        let mut other = state.clone();
+        change(&mut other);
+        assert_ne!(other.rest_digest(), state.rest_digest(), "{what}");
+        assert_eq!(other.digest(), state.digest(), "{what} is not of the table");
+    }
+}
+
+/// It is computed every few seconds, so what it takes at most is shown.
+#[test]
+fn the_rest_of_a_state_at_all_its_bounds_is_hashed() {
+    let mut state = State::default();
+    for n in 0..SESSIONS_MAX as u64 {
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&n.to_le_bytes());
+        let session = Session {
+            sequence: 1,
+            last_used_index: n,
+            outcome: Err(Rejection::SessionExpired),
+        };
+        state.sessions.record(id, session);
+    }
+    for n in 0..HUBS_MAX {
+        let namespace = Namespace::parse(&format!("n{n}")).unwrap();
+        for hub in 0..=PREDECESSORS_MAX {
+            let id = [u8::try_from(hub).unwrap(); 16];
+            state.open_hub(&namespace, id).unwrap();
+        }
+    }
+    let spec = |n: usize| RouteSpec::parse(&format!("/user/user-{n:06}/")).unwrap();
+    for n in 0..LOSSES_MAX {
+        let loss = Loss {
+            spec: spec(n),
+            namespace: Namespace::default(),
+            time_ms: 1,
+        };
+        assert!(state.holds.losses_mut().note(loss));
+    }
+    let tombstones = (0..TOMBSTONES_MAX).map(|n| (spec(n), Revision(n as u64 + 1)));
+    state.history = History::new(&state.table, tombstones, Revision(0));
+    let began = std::time::Instant::now();
+    let digest = state.rest_digest();
+    println!("{:?} for the rest of a state at all its bounds", began.elapsed());
+    assert_ne!(digest, State::default().rest_digest());
 }
