@@ -126,7 +126,7 @@ impl Default for Metrics {
         let digests_differed = Counter::default();
         registry.register(
             "digests_differed",
-            "Comparisons in which another replica had another table at the same revision",
+            "Comparisons in which another replica had made another state of the same log",
             digests_differed.clone(),
         );
         let snapshots_sent = Counter::default();
@@ -203,7 +203,7 @@ impl Metrics {
         }
     }
 
-    /// Another replica had another table at the same revision.
+    /// Another replica had another table at the same revision, or something else beside it after the same log entry.
     pub fn digest_differed(&self) {
         self.digests_differed.inc();
     }

@@ -29,7 +29,7 @@ use crate::consensus::membership;
 use crate::consensus::network::MESSAGE_BYTES_MAX;
 use crate::consensus::{Consensus, Failure, LogBound};
 use crate::listen::{Address, Listener, TlsListener};
-use crate::scrub::{Finding, scrub};
+use crate::scrub::{Finding, Part, scrub};
 use crate::services::cluster::ClusterService;
 use crate::services::forwarded::{Elsewhere, ForwardedOnly};
 use crate::services::guard::Guard;
@@ -142,14 +142,16 @@ pub enum RunError {
     /// A bug.
     #[error("a task panicked")]
     Panic(#[from] tokio::task::JoinError),
-    /// This replica's table was wrong. It joins again, empty, when it is started again.
+    /// This replica's state was wrong. It joins again, empty, when it is started again.
     #[error(
-        "data-dir {data_dir:?}: at revision {revision} the table has digest {ours}, the other replicas' has {theirs}; \
+        "data-dir {data_dir:?}: at revision {revision} {part} has digest {ours}, the other replicas' has {theirs}; \
          start this replica again: the directory's content is set aside in it, and the replica joins anew"
     )]
     Outvoted {
         /// The directory.
         data_dir: std::path::PathBuf,
+        /// What was compared.
+        part: Part,
         /// Where they were compared.
         revision: Revision,
         /// This replica's digest.
@@ -159,7 +161,8 @@ pub enum RunError {
     },
     /// As before, but the mark for the next start could not be written.
     #[error(
-        "data-dir {data_dir:?}: holds a wrong table, and cannot be marked; empty it before you start this replica again"
+        "data-dir {data_dir:?}: is not what the log says, and cannot be marked; empty it before you start this replica \
+         again"
     )]
     NotSetAside {
         /// The directory.
@@ -472,7 +475,7 @@ pub(crate) async fn attend(config: &ReplicaConfig, context: &Arc<Context>, conse
             Failure::Disk(reason) => RunError::Disk(reason),
             Failure::Other(reason) => RunError::Consensus(reason),
         },
-        finding = scrub(context.clone(), consensus.clone()) => wrong(context, finding),
+        finding = scrub(context.clone(), consensus.clone()) => wrong(&context.store, finding),
         never = membership::run(&config.cluster, consensus) => match never {},
         never = consensus.look_after_holds() => match never {},
         never = consensus.trim_log(LogBound::DEFAULT) => match never {},
@@ -483,15 +486,21 @@ pub(crate) async fn attend(config: &ReplicaConfig, context: &Arc<Context>, conse
     }
 }
 
-/// Sees to it that this replica does not come back with a table that was found to be wrong.
-fn wrong(context: &Context, finding: Finding) -> RunError {
-    let data_dir = context.store.path().to_owned();
+/// Sees to it that this replica does not come back with a state that was found to be wrong.
+fn wrong(store: &Store, finding: Finding) -> RunError {
+    let data_dir = store.path().to_owned();
     match finding {
         // The disk has a table of its own, with its digest; a start reads and checks it.
         Finding::Recomputed { revision } => RunError::Memory { revision },
-        Finding::Outvoted { revision, ours, theirs } => match context.store.set_aside_at_next_start() {
+        Finding::Outvoted {
+            part,
+            revision,
+            ours,
+            theirs,
+        } => match store.set_aside_at_next_start() {
             Ok(()) => RunError::Outvoted {
                 data_dir,
+                part,
                 revision,
                 ours,
                 theirs,

@@ -1,29 +1,55 @@
-//! Scrub: the same log makes the same table, so a replica whose table differs is wrong, and finds out.
+//! Scrub: the same log makes the same state, so a replica whose state differs is wrong, and finds out.
 //!
-//! Every replica compares its digest, of the table and of what is held in it, with the others' at one revision, and now and then recomputes its own from the
-//! routes. Two replicas that agree outvote a third; a single disagreement only tells that somebody is wrong.
+//! Every replica compares its digest, of the table and of what is held in it, with the others' at one revision, and now
+//! and then recomputes its own from the routes. Sessions, hubs and the rest change without a revision, so their digest
+//! is compared after one log entry, with those who are just there: under constant writes not in every round. Two
+//! replicas that agree outvote a third; a single disagreement only tells that somebody is wrong.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_table::{Digest, Revision};
+use bytes::Bytes;
+use holdfast_table::{Digest, Revision, Table};
 use holdfast_wire::proto;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::time::MissedTickBehavior;
 
 use crate::consensus::Consensus;
 use crate::consensus::network::raft_client;
 use crate::services::Context;
+use crate::storage::state_machine::{Position, Published};
 
 const COMPARE_EVERY: Duration = Duration::from_secs(5);
 /// Every so many comparisons the digest is recomputed, which costs the whole table.
 const RECOMPUTE_EVERY: u32 = 60;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// This replica's table is not what the log says.
+/// What replicas compare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The table, and what is held in it.
+    Table,
+    /// Everything else that the log decides.
+    Rest,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Part::Table => "the table",
+            Part::Rest => "what is kept beside the table",
+        })
+    }
+}
+
+/// This replica's state is not what the log says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
-    /// More replicas than this one agree on another table.
+    /// More replicas than this one agree on another state.
     Outvoted {
+        /// On what they agree.
+        part: Part,
         /// At which revision.
         revision: Revision,
         /// This replica's digest.
@@ -47,8 +73,8 @@ pub async fn scrub(context: Arc<Context>, consensus: Consensus) -> Finding {
         if let Some(finding) = compare(&context, &consensus).await {
             return finding;
         }
-        if round % RECOMPUTE_EVERY == 0
-            && let Some(finding) = recompute(&consensus).await
+        if round.is_multiple_of(RECOMPUTE_EVERY)
+            && let Some(finding) = recompute(consensus.published().load().state.table.clone()).await
         {
             return finding;
         }
@@ -56,18 +82,41 @@ pub async fn scrub(context: Arc<Context>, consensus: Consensus) -> Finding {
     std::future::pending().await
 }
 
-async fn recompute(consensus: &Consensus) -> Option<Finding> {
-    let table = consensus.published().load().state.table.clone();
+async fn recompute(table: Table) -> Option<Finding> {
     let (revision, kept) = (table.revision(), table.digest());
-    let recomputed = tokio::task::spawn_blocking(move || table.recompute_digest())
-        .await
-        .ok()?;
+    let recomputed = hashed(move || table.recompute_digest()).await?;
     (recomputed != kept).then_some(Finding::Recomputed { revision })
 }
 
+/// The newest state, and the index of the last log entry in it; 0 while that one is still being applied.
+pub fn newest(published: &Published) -> (Arc<Position>, u64) {
+    // An entry is published once it is applied, and the next one notes its index before it changes anything: so a state
+    // that still has the index read here is exactly that entry's.
+    let applied = *published.applied().borrow();
+    let position = published.load();
+    let last = position.applied.as_ref().map(|log_id| log_id.index);
+    let index = if last == Some(applied) { applied } else { 0 };
+    (position, index)
+}
+
+/// The digest of what is kept beside the table; `None` if the replica stops.
+pub async fn rest_digest(position: Arc<Position>) -> Option<Digest> {
+    hashed(move || position.state.rest_digest()).await
+}
+
+/// Hashes on another thread, where it delays no heartbeat.
+async fn hashed(hash: impl FnOnce() -> Digest + Send + 'static) -> Option<Digest> {
+    // A runtime of one thread is a simulation's, which would not be the same twice with a second thread.
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::CurrentThread => Some(hash()),
+        _ => tokio::task::spawn_blocking(hash).await.ok(),
+    }
+}
+
 async fn compare(context: &Context, consensus: &Consensus) -> Option<Finding> {
-    let state = consensus.published().load().state.clone();
-    let (epoch, revision, ours) = (state.table.epoch(), state.table.revision(), state.digest());
+    let (position, applied_index) = newest(consensus.published());
+    let table = &position.state.table;
+    let (epoch, revision) = (table.epoch(), table.revision());
     let me = consensus.identity().node_id;
     let members = consensus.members();
     let voters = members.iter().filter(|(.., voter)| *voter).count();
@@ -77,23 +126,42 @@ async fn compare(context: &Context, consensus: &Consensus) -> Option<Finding> {
             peer: Some(consensus.peer(id, &node)),
             epoch: epoch.0,
             revision: revision.0,
+            applied_index,
         };
         let mut client = raft_client(consensus.channel(&node.peer_address)?);
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, client.compare(request)).await;
-        let digest = Digest::from_bytes(&answer.ok()?.ok()?.into_inner().digest)?;
-        Some((node.name, digest))
+        Some((node.name, answer.ok()?.ok()?.into_inner()))
     });
-    let answers: Vec<(String, Digest)> = futures_util::future::join_all(answers)
+    let answers: Vec<(String, proto::CompareResponse)> = futures_util::future::join_all(answers)
         .await
         .into_iter()
         .flatten()
         .collect();
-    for (name, theirs) in answers.iter().filter(|(_, theirs)| *theirs != ours) {
-        context.metrics.digest_differed();
-        tracing::error!(replica = name, %revision, %ours, %theirs, "another replica has another table at the same revision");
+    let told = |of: fn(&proto::CompareResponse) -> &Bytes| -> Vec<(&str, Digest)> {
+        let digests = answers.iter();
+        digests
+            .filter_map(|(name, answer)| Some((name.as_str(), Digest::from_bytes(of(answer))?)))
+            .collect()
+    };
+    let judge = |part: Part, ours: Digest, others: &[(&str, Digest)]| {
+        for (name, theirs) in others.iter().filter(|(_, theirs)| *theirs != ours) {
+            context.metrics.digest_differed();
+            tracing::error!(replica = name, %part, %revision, %ours, %theirs, "another replica has another digest");
+        }
+        let theirs = outvoted(ours, others.iter().map(|(_, digest)| *digest), voters)?;
+        Some(Finding::Outvoted {
+            part,
+            revision,
+            ours,
+            theirs,
+        })
+    };
+    let finding = judge(Part::Table, position.state.digest(), &told(|answer| &answer.digest));
+    let rest = told(|answer| &answer.rest_digest);
+    if finding.is_some() || rest.is_empty() {
+        return finding;
     }
-    let theirs = outvoted(ours, answers.iter().map(|(_, digest)| *digest), voters)?;
-    Some(Finding::Outvoted { revision, ours, theirs })
+    judge(Part::Rest, rest_digest(position.clone()).await?, &rest)
 }
 
 /// The digest that a majority of all voters agrees on, if it is not ours.
@@ -104,7 +172,10 @@ fn outvoted(ours: Digest, others: impl Iterator<Item = Digest> + Clone, voters: 
 
 #[cfg(test)]
 mod tests {
+    use tempfile::tempdir;
+
     use super::*;
+    use crate::consensus::membership::tests::{founder, leads, replica};
 
     fn digest(n: u8) -> Digest {
         Digest::from_bytes(&[n; 32]).unwrap()
@@ -121,5 +192,17 @@ mod tests {
         assert_eq!(judge(&[], 1), None);
         assert_eq!(judge(&[2, 2, 1, 1], 5), None);
         assert_eq!(judge(&[2, 2, 2, 1], 5), Some(digest(2)));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_state_is_named_by_its_entry_while_no_other_is_being_applied() {
+        let dir = tempdir().unwrap();
+        let consensus = replica(&dir, vec![founder()]).await;
+        leads(&consensus).await;
+        let (position, index) = newest(consensus.published());
+        assert_eq!(Some(index), position.applied.as_ref().map(|log_id| log_id.index));
+        assert!(index > 0);
+        assert_eq!(rest_digest(position.clone()).await, Some(position.state.rest_digest()));
+        consensus.shutdown().await;
     }
 }

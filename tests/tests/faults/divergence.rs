@@ -1,4 +1,4 @@
-//! A replica whose table is not what the log says finds out, stops serving, and comes back with the right one.
+//! A replica whose state is not what the log says finds out, stops serving, and comes back with the right one.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,6 +13,15 @@ use rocksdb::{DB, IteratorMode, Options};
 
 #[tokio::test]
 async fn p6_a_replica_with_another_table_than_the_others_stops_and_starts_over() -> Result<()> {
+    stops_and_starts_over(lead_astray, "the table has digest").await
+}
+
+#[tokio::test]
+async fn p6_a_replica_that_knows_other_sessions_than_the_others_stops_and_starts_over() -> Result<()> {
+    stops_and_starts_over(forget_sessions, "what is kept beside the table has digest").await
+}
+
+async fn stops_and_starts_over(spoil: fn(&Path) -> Result<()>, says: &str) -> Result<()> {
     let mut cluster = Cluster::start(3).await?;
     let writer = cluster.writer("default", Duration::ZERO)?;
     for number in 0..20 {
@@ -25,7 +34,7 @@ async fn p6_a_replica_with_another_table_than_the_others_stops_and_starts_over()
     let victim = cluster.follower().await?;
     let stopped = cluster.replicas[victim].process.terminate(SOON).await?;
     ensure!(stopped.success(), "{stopped}");
-    lead_astray(&cluster.replicas[victim].data_dir)?;
+    spoil(&cluster.replicas[victim].data_dir)?;
 
     let victim = &mut cluster.replicas[victim];
     victim.process.start()?;
@@ -33,13 +42,13 @@ async fn p6_a_replica_with_another_table_than_the_others_stops_and_starts_over()
     ensure!(!ended.success(), "{ended}");
     let log = victim.process.log();
     ensure!(
-        log.contains("the other replicas' has"),
+        log.contains(says) && log.contains("the other replicas' has"),
         "its log does not say why it stopped:\n{log}"
     );
 
     victim.process.start()?;
     let data_dir = victim.data_dir.clone();
-    until("the wrong table is set aside", SOON, async || {
+    until("the wrong state is set aside", SOON, async || {
         match data_dir.join("db.set-aside-1").is_dir() {
             true => Ok(()),
             false => Err("still in its place"),
@@ -50,11 +59,31 @@ async fn p6_a_replica_with_another_table_than_the_others_stops_and_starts_over()
     cluster.finish().await
 }
 
-/// Gives one route another target, and puts everything right that a start would check.
-fn lead_astray(data_dir: &Path) -> Result<()> {
+fn open(data_dir: &Path) -> Result<DB> {
     let path = data_dir.join("db");
     let families = DB::list_cf(&Options::default(), &path)?;
-    let db = DB::open_cf(&Options::default(), &path, families)?;
+    Ok(DB::open_cf(&Options::default(), &path, families)?)
+}
+
+/// Forgets who has written. No start can notice.
+fn forget_sessions(data_dir: &Path) -> Result<()> {
+    let db = open(data_dir)?;
+    let table = db.cf_handle("table").context("no table")?;
+    let mut sessions = 0;
+    for row in db.iterator_cf(table, IteratorMode::Start) {
+        let (key, _) = row?;
+        if key.get(4) == Some(&b's') {
+            db.delete_cf(table, &key)?;
+            sessions += 1;
+        }
+    }
+    ensure!(sessions > 0, "no session to forget");
+    Ok(db.flush_wal(true)?)
+}
+
+/// Gives one route another target, and puts everything right that a start would check.
+fn lead_astray(data_dir: &Path) -> Result<()> {
+    let db = open(data_dir)?;
     let (meta, table) = (db.cf_handle("meta"), db.cf_handle("table"));
     let (meta, table) = (meta.context("no meta")?, table.context("no table")?);
     let applied = db.get_cf(meta, "applied")?.context("nothing applied")?;

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _};
-use holdfast_table::{Epoch, Revision};
+use holdfast_table::{Digest, Epoch, Revision};
 use holdfast_wire::errors::Reason;
 use holdfast_wire::proto;
 use holdfast_wire::proto::raft_server::Raft;
@@ -21,6 +21,7 @@ use crate::consensus::types::{
     SnapshotMeta, TypeConfig, ballot_in, ballot_out, entry_in, log_id_in, log_id_out, stored_membership_in,
 };
 use crate::consensus::{Consensus, read_index_out};
+use crate::scrub;
 use crate::storage::snapshot::Decoder;
 use crate::storage::state_machine::beside;
 
@@ -311,16 +312,26 @@ impl Raft for RaftService {
         let published = self.admit(request.peer.as_ref())?.published().clone();
         let (epoch, revision) = (Epoch(request.epoch), Revision(request.revision));
         let mut applied = published.applied();
-        let reached = applied.wait_for(|_| published.load().state.table.revision() >= revision);
+        let reached = applied.wait_for(|applied| {
+            *applied >= request.applied_index && published.load().state.table.revision() >= revision
+        });
         let _ = tokio::time::timeout(PATIENCE, reached).await;
-        let state = published.load().state.clone();
+        let (position, index) = scrub::newest(&published);
+        let state = &position.state;
         let now = (state.table.epoch(), state.table.revision()) == (epoch, revision);
         let digest = match now {
             true => Some(state.digest()),
             false => published.digest_at(epoch, revision),
         };
+        let rest = match index > 0 && index == request.applied_index {
+            true => scrub::rest_digest(position.clone()).await,
+            false => None,
+        };
+        let bytes =
+            |digest: Option<Digest>| digest.map_or_else(Default::default, |digest| digest.to_bytes().to_vec().into());
         Ok(Response::new(proto::CompareResponse {
-            digest: digest.map_or_else(Default::default, |digest| digest.to_bytes().to_vec().into()),
+            digest: bytes(digest),
+            rest_digest: bytes(rest),
         }))
     }
 

@@ -442,6 +442,7 @@ mod tests {
             assert_eq!(copy.table.digest(), state.table.digest());
             assert_eq!(copy.sessions.len(), state.sessions.len());
             assert_eq!(copy.hubs, state.hubs);
+            assert_eq!(copy.rest_digest(), state.rest_digest());
             let from = Revision(state.table.revision().0 / 2);
             let sorted = |state: &State| {
                 let mut delta = state.history.since(from, &state.table).unwrap();

@@ -416,6 +416,37 @@ async fn p5_a_call_that_is_meant_for_somebody_else_is_refused_and_changes_nothin
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn p6_what_is_kept_beside_the_table_is_told_of_one_entry_alone() {
+    let replica = Replica::start().await;
+    let (position, index) = scrub::newest(replica.consensus.published());
+    let rest = position.state.rest_digest().to_bytes();
+    let table = position.state.digest().to_bytes();
+    let mut client = RaftClient::new(replica.channel.clone());
+    // Of a caller that is further, that is behind, or that does not ask, as one of an older version.
+    for (applied_index, told) in [
+        (index, &rest[..]),
+        (index + 1, &[][..]),
+        (index - 1, &[][..]),
+        (0, &[][..]),
+    ] {
+        let request = proto::CompareRequest {
+            peer: Some(replica.peer()),
+            epoch: position.state.table.epoch().0,
+            revision: position.state.table.revision().0,
+            applied_index,
+        };
+        let answer = timeout(SOON, client.compare(request))
+            .await
+            .unwrap()
+            .unwrap()
+            .into_inner();
+        assert_eq!(answer.rest_digest, told, "after {index}, asked for {applied_index}");
+        assert_eq!(answer.digest, &table[..]);
+    }
+    replica.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn p5_a_forwarded_call_that_is_meant_for_somebody_else_is_refused_and_changes_nothing() {
     let replica = Replica::start().await;
     let before = replica.sight();
