@@ -755,3 +755,43 @@ async fn serve_http(
         .await
         .map_err(RunError::Http)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_of_memory_leaves_the_disk_as_it_is_and_who_is_outvoted_starts_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let set_aside = dir.path().join("db.set-aside-1");
+        let revision = Revision(7);
+        let end = |finding: Finding| {
+            let store = Store::open(dir.path()).unwrap();
+            let error = wrong(&store, finding);
+            drop(store);
+            // As the next start does.
+            drop(Store::open(dir.path()).unwrap());
+            assert!(!error.is_of_disk());
+            error.to_string()
+        };
+        let memory = end(Finding::Recomputed { revision });
+        assert!(
+            memory.contains("revision 7") && memory.contains("start this replica again"),
+            "{memory}"
+        );
+        assert!(!set_aside.exists(), "the disk was not found to be wrong");
+
+        let outvoted = end(Finding::Outvoted {
+            part: Part::Rest,
+            revision,
+            ours: Digest::default(),
+            theirs: Digest::from_bytes(&[1; 32]).unwrap(),
+        });
+        assert!(
+            outvoted.contains("what is kept beside the table has digest 0000"),
+            "{outvoted}"
+        );
+        assert!(outvoted.contains("the other replicas' has 0101"), "{outvoted}");
+        assert!(set_aside.is_dir());
+    }
+}

@@ -20,9 +20,12 @@ use crate::consensus::network::raft_client;
 use crate::services::Context;
 use crate::storage::state_machine::{Position, Published};
 
+#[cfg(test)]
+use crate::simulation::planted;
+
 const COMPARE_EVERY: Duration = Duration::from_secs(5);
 /// Every so many comparisons the digest is recomputed, which costs the whole table.
-const RECOMPUTE_EVERY: u32 = 60;
+const RECOMPUTE_EVERY: u32 = if cfg!(test) { 1 } else { 60 };
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What replicas compare.
@@ -84,6 +87,8 @@ pub async fn scrub(context: Arc<Context>, consensus: Consensus) -> Finding {
 
 async fn recompute(table: Table) -> Option<Finding> {
     let (revision, kept) = (table.revision(), table.digest());
+    #[cfg(test)]
+    let kept = planted::miskept(kept);
     let recomputed = hashed(move || table.recompute_digest()).await?;
     (recomputed != kept).then_some(Finding::Recomputed { revision })
 }
@@ -172,10 +177,12 @@ fn outvoted(ours: Digest, others: impl Iterator<Item = Digest> + Clone, voters: 
 
 #[cfg(test)]
 mod tests {
+    use holdfast_table::{Entry, Epoch, Route};
     use tempfile::tempdir;
 
     use super::*;
     use crate::consensus::membership::tests::{founder, leads, replica};
+    use crate::simulation::planted::{Bug, plant};
 
     fn digest(n: u8) -> Digest {
         Digest::from_bytes(&[n; 32]).unwrap()
@@ -192,6 +199,24 @@ mod tests {
         assert_eq!(judge(&[], 1), None);
         assert_eq!(judge(&[2, 2, 1, 1], 5), None);
         assert_eq!(judge(&[2, 2, 2, 1], 5), Some(digest(2)));
+    }
+
+    #[tokio::test]
+    async fn routes_that_do_not_add_up_to_the_digest_that_is_kept_are_found() {
+        let route = Route::parse("/user/alice/", "http://10.1.2.3:8888", "", "").unwrap();
+        let entry = Entry {
+            route,
+            modified: Revision(7),
+        };
+        let table = Table::from_entries(Epoch(0), Revision(7), [entry]);
+        let sound = recompute(table.clone()).await;
+        plant(Some(Bug::DigestMiskept));
+        let found = recompute(table).await;
+        plant(None);
+        assert_eq!(
+            (sound, found),
+            (None, Some(Finding::Recomputed { revision: Revision(7) }))
+        );
     }
 
     #[tokio::test(flavor = "multi_thread")]

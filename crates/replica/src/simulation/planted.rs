@@ -1,8 +1,10 @@
 //! Bugs that are put in on purpose, to see that they are found. No build but that of the unit tests has them.
 
 use std::cell::Cell;
+use std::path::Path;
 
-use holdfast_table::{Command, Delta, Hub, Hubs, State};
+use holdfast_table::sessions::{Session, Sessions};
+use holdfast_table::{Command, Delta, Digest, Hub, Hubs, State};
 
 /// What is done wrongly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,11 +31,15 @@ pub enum Bug {
     HubComesBack,
     /// What is held is not on disk.
     HoldNotStored,
+    /// One replica does not note when a session was last used. Nothing shows it until a session is forgotten.
+    SessionUseNotNoted,
+    /// The digest that is kept with every change is not that of the routes.
+    DigestMiskept,
 }
 
 impl Bug {
     /// Every one.
-    pub const ALL: [Bug; 11] = [
+    pub const ALL: [Bug; 13] = [
         Bug::AcknowledgesBeforeSync,
         Bug::VoteNotSynced,
         Bug::LeaseRead,
@@ -45,6 +51,8 @@ impl Bug {
         Bug::ReusedNodeId,
         Bug::HubComesBack,
         Bug::HoldNotStored,
+        Bug::SessionUseNotNoted,
+        Bug::DigestMiskept,
     ];
 
     /// By its name.
@@ -92,6 +100,30 @@ pub fn forget_hubs(state: &mut State) {
             (namespace.clone(), hub)
         });
         state.hubs = Hubs::new(hubs);
+    }
+}
+
+/// Forgets when sessions were last used, on the replica whose directory is called `r1`.
+pub fn forget_uses(state: &mut State, directory: &Path) {
+    if !planted(Bug::SessionUseNotNoted) || directory != Path::new("r1") {
+        return;
+    }
+    let mut sessions = Sessions::default();
+    for (id, session) in state.sessions.iter() {
+        let session = Session {
+            last_used_index: 0,
+            ..session.clone()
+        };
+        sessions.record(*id, session);
+    }
+    state.sessions = sessions;
+}
+
+/// Another digest than the one that is kept.
+pub fn miskept(digest: Digest) -> Digest {
+    match planted(Bug::DigestMiskept) {
+        true => digest.and(Digest::from_bytes(&[1; 32]).expect("32 bytes")),
+        false => digest,
     }
 }
 

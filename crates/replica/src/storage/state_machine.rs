@@ -244,6 +244,8 @@ impl StateMachine {
                 #[cfg(test)]
                 let command = planted::as_if_new(state, command);
                 let outcome = state.apply(index, &stamp, &command);
+                #[cfg(test)]
+                planted::forget_uses(state, self.store.path());
                 let session = command.session.map(|(id, _)| id);
                 self.mirror(batch, state, session, &outcome);
                 Answer::Write(outcome.result)
