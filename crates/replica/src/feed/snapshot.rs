@@ -6,7 +6,8 @@ use std::time::Duration;
 use holdfast_table::{Epoch, Revision, State, Table};
 use holdfast_wire::proto;
 use prost::Message as _;
-use tokio::sync::Semaphore;
+use tokio::sync::watch::error::RecvError;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
@@ -48,6 +49,22 @@ impl EncodedSnapshot {
     }
 }
 
+/// A place among those who wait for a snapshot, and then the right to be sent one. Dropped, it is given back.
+pub struct Turn {
+    come: watch::Receiver<bool>,
+    _sent: DropGuard,
+}
+
+impl Turn {
+    /// Returns when it is this one's turn. Given up and asked for again, the place is the same.
+    ///
+    /// # Errors
+    /// It will never be: the replica stops.
+    pub async fn come(&mut self) -> Result<(), RecvError> {
+        self.come.wait_for(|come| *come).await.map(drop)
+    }
+}
+
 impl Default for Snapshots {
     fn default() -> Self {
         Snapshots {
@@ -78,17 +95,31 @@ impl Snapshots {
         newest.insert(Arc::new(snapshot)).clone()
     }
 
-    /// Waits for the right to send a snapshot; it is given back with the guard. `tasks` owns the clock that takes it from
-    /// a subscriber that does not read.
-    pub async fn turn(&self, tasks: &TaskTracker) -> DropGuard {
-        let permit = self.turns.clone().acquire_owned().await;
+    /// Takes a place behind all who wait to be sent a snapshot. `tasks` owns who stands there, and the clock that takes
+    /// the right from a subscriber that does not read.
+    pub fn queue(&self, tasks: &TaskTracker) -> Turn {
         let sent = CancellationToken::new();
-        let guard = sent.clone().drop_guard();
+        // Where nobody waits, it is one's turn at once.
+        let free = self.turns.clone().try_acquire_owned().ok();
+        let (call, come) = watch::channel(free.is_some());
+        let (turns, ended) = (self.turns.clone(), sent.clone());
+        // Not the stream itself: one whose connection takes nothing just now would be given the right and not know.
         tasks.spawn(async move {
-            let _ = tokio::time::timeout(TURN, sent.cancelled()).await;
+            let permit = match free {
+                Some(permit) => Ok(permit),
+                None => tokio::select! {
+                    () = ended.cancelled() => return,
+                    permit = turns.acquire_owned() => permit,
+                },
+            };
+            call.send_replace(true);
+            let _ = tokio::time::timeout(TURN, ended.cancelled()).await;
             drop(permit);
         });
-        guard
+        Turn {
+            come,
+            _sent: sent.drop_guard(),
+        }
     }
 }
 
@@ -171,6 +202,15 @@ mod tests {
         table
     }
 
+    /// As many turns as there are.
+    async fn sent_at_once(snapshots: &Snapshots, tasks: &TaskTracker) -> Vec<Turn> {
+        let mut sending: Vec<_> = (0..SENDING_MAX).map(|_| snapshots.queue(tasks)).collect();
+        for turn in &mut sending {
+            turn.come().await.unwrap();
+        }
+        sending
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn all_who_come_get_one_snapshot_and_every_route_in_it() {
         let (snapshots, tasks, state) = (Snapshots::default(), TaskTracker::new(), state(LARGE, 7));
@@ -210,21 +250,54 @@ mod tests {
         // What the clock rounds to.
         const ABOUT: Duration = Duration::from_millis(10);
         let (snapshots, tasks, began) = (Snapshots::default(), TaskTracker::new(), Instant::now());
-        let mut sending = Vec::new();
-        for _ in 0..SENDING_MAX {
-            sending.push(snapshots.turn(&tasks).await);
-        }
+        let mut sending = sent_at_once(&snapshots, &tasks).await;
         assert_eq!(began.elapsed(), Duration::ZERO, "nobody waits while there are few");
-        let early = timeout(TURN / 2, snapshots.turn(&tasks)).await;
+        let mut next = snapshots.queue(&tasks);
+        let early = timeout(TURN / 2, next.come()).await;
         assert!(early.is_err(), "one more than {SENDING_MAX}");
 
         drop(sending.pop());
-        sending.push(snapshots.turn(&tasks).await);
+        next.come().await.unwrap();
         assert!(began.elapsed() < TURN / 2 + ABOUT, "at once, when one has been sent");
 
         // Nobody reads any more: who came first has had the time for it.
-        let _late = snapshots.turn(&tasks).await;
+        snapshots.queue(&tasks).come().await.unwrap();
         let waited = began.elapsed();
         assert!((TURN..TURN + ABOUT).contains(&waited), "{waited:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_sent_a_bookmark_meanwhile_keeps_its_place_and_who_has_gone_has_none() {
+        const BOOKMARK: Duration = Duration::from_millis(500);
+        let (snapshots, tasks) = (Snapshots::default(), TaskTracker::new());
+        let mut sending = sent_at_once(&snapshots, &tasks).await;
+        let mut first = snapshots.queue(&tasks);
+        let mut gone = snapshots.queue(&tasks);
+        let mut last = snapshots.queue(&tasks);
+        assert!(timeout(BOOKMARK, first.come()).await.is_err());
+        // It waits without a pause, and came later.
+        let waits = async { timeout(2 * BOOKMARK, last.come()).await.is_ok() };
+        let told = async {
+            assert!(timeout(BOOKMARK, first.come()).await.is_err());
+            drop(sending.pop());
+            timeout(BOOKMARK, first.come()).await.is_ok()
+        };
+        assert_eq!(tokio::join!(waits, told), (false, true));
+
+        assert!(timeout(BOOKMARK, gone.come()).await.is_err());
+        drop(gone);
+        drop(sending.pop());
+        timeout(BOOKMARK, last.come()).await.unwrap().unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_even_ask_whether_its_turn_has_come_keeps_nobody_waiting_for_long() {
+        let (snapshots, tasks) = (Snapshots::default(), TaskTracker::new());
+        let sending = sent_at_once(&snapshots, &tasks).await;
+        let _stuck: Vec<_> = sending.iter().map(|_| snapshots.queue(&tasks)).collect();
+        let mut last = snapshots.queue(&tasks);
+        assert!(timeout(TURN / 2, last.come()).await.is_err());
+        drop(sending);
+        timeout(2 * TURN, last.come()).await.unwrap().unwrap();
     }
 }

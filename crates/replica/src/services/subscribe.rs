@@ -20,7 +20,7 @@ use super::{Context, protocol_error};
 use crate::chunks::Broken;
 use crate::consensus::Consensus;
 use crate::feed::Registration;
-use crate::feed::snapshot::EncodedSnapshot;
+use crate::feed::snapshot::{EncodedSnapshot, Turn};
 use crate::feed::tape;
 use crate::storage::state_machine::Position;
 use holdfast_wire::proto::routes_server::Routes;
@@ -162,7 +162,7 @@ struct Sending {
     snapshot: Arc<EncodedSnapshot>,
     // Of the next chunk.
     at: usize,
-    turn: Option<DropGuard>,
+    turn: Turn,
 }
 
 impl Stream {
@@ -273,11 +273,8 @@ impl Stream {
         let hello = self.hello(Mode::Snapshot, snapshot.epoch, snapshot.revision);
         self.pending.push_back(hello);
         self.cursor = snapshot.revision;
-        self.sending = Some(Sending {
-            snapshot,
-            at: 0,
-            turn: None,
-        });
+        let turn = snapshots.queue(&self.context.streams);
+        self.sending = Some(Sending { snapshot, at: 0, turn });
     }
 
     /// The next chunk of the snapshot, or a bookmark as long as it is not its turn; `None` after the last.
@@ -285,14 +282,13 @@ impl Stream {
         let Some(sending) = &mut self.sending else {
             return Ok(None);
         };
-        if sending.turn.is_none() {
-            tokio::select! {
-                turn = self.context.feed.snapshots.turn(&self.context.streams) => sending.turn = Some(turn),
-                // Or the subscriber would take the silence for a dead replica.
-                _ = self.bookmarks.tick() => {
-                    let position = self.end.borrow().clone();
-                    return Ok(position.map(|position| self.bookmark(&position)));
-                }
+        tokio::select! {
+            biased;
+            come = sending.turn.come() => come.map_err(|_| Ended)?,
+            // Or the subscriber would take the silence for a dead replica.
+            _ = self.bookmarks.tick() => {
+                let position = self.end.borrow().clone();
+                return Ok(position.map(|position| self.bookmark(&position)));
             }
         }
         let chunk = sending.snapshot.chunk(sending.at).await.map_err(|Broken| Ended)?;
