@@ -1,8 +1,9 @@
-//! Disks that get full, and disks that lose what they were given.
+//! Disks that get full, disks that lose what they were given, and slow ones.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::statvfs::statvfs;
@@ -79,7 +80,7 @@ pub enum Call {
     Write,
 }
 
-/// Makes the disk of one process fail on demand: a library that is loaded into it first (`failing_disk.c`).
+/// Makes the disk of one process fail, or slow, on demand: a library that is loaded into it first (`failing_disk.c`).
 pub struct FailingDisk {
     library: PathBuf,
     order: PathBuf,
@@ -116,22 +117,33 @@ impl FailingDisk {
     /// # Errors
     /// The order cannot be written.
     pub fn fail(&self, call: Call, part: &str) -> Result<()> {
+        match call {
+            Call::Sync => self.order("sync", part),
+            Call::Write => self.order("write", part),
+        }
+    }
+
+    /// From here on each sync of a file whose path contains `part` takes `longer`, in whole milliseconds.
+    ///
+    /// # Errors
+    /// The order cannot be written.
+    pub fn slow_down(&self, longer: Duration, part: &str) -> Result<()> {
+        self.order(&format!("slow {}", longer.as_millis()), part)
+    }
+
+    fn order(&self, what: &str, part: &str) -> Result<()> {
         ensure!(!part.is_empty(), "which files?");
-        let call = match call {
-            Call::Sync => "sync",
-            Call::Write => "write",
-        };
         // By a rename: nobody reads half an order.
         let new = self.order.with_extension("new");
-        fs::write(&new, format!("{call} {part}"))?;
+        fs::write(&new, format!("{what} {part}"))?;
         Ok(fs::rename(new, &self.order)?)
     }
 
-    /// From here on nothing fails.
+    /// From here on nothing fails, and nothing is slow.
     ///
     /// # Errors
-    /// Nothing did.
+    /// Nothing did, and nothing was.
     pub fn mend(&self) -> Result<()> {
-        fs::remove_file(&self.order).context("nothing was failing")
+        fs::remove_file(&self.order).context("nothing was failing or slow")
     }
 }

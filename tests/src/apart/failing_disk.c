@@ -1,5 +1,6 @@
 /* Loaded before the C library: while there is the file named by HOLDFAST_TEST_FAILING_DISK, "sync PART" or "write PART" in
-   it makes that of files whose path contains PART fail with EIO.
+   it makes that of files whose path contains PART fail with EIO, and "slow MILLISECONDS PART" makes each of their syncs
+   take so much longer.
 
    A sync that fails takes a while, as in a real failure, in which whoever does not wait for it has time to acknowledge; then
    what no earlier sync has confirmed is gone, and nothing is written to such a file any more. */
@@ -39,26 +40,45 @@ static off_t *size_of(const struct stat *file) {
     return &confirmed[files++].size;
 }
 
-/* Whether `call`, with a space after it, is to fail on this file. */
-static int is_ordered(const char *call, int fd) {
-    char order[4096], link[64], path[4096];
+/* What follows `word`, which ends with a space, in the order; null if it begins with another word, or there is none. */
+static char *ordered(const char *word, char *order, size_t size) {
     const char *name = getenv("HOLDFAST_TEST_FAILING_DISK");
     int file = name ? open(name, O_RDONLY | O_CLOEXEC) : -1;
     if (file < 0)
-        return 0;
-    ssize_t length = read(file, order, sizeof order - 1);
+        return NULL;
+    ssize_t length = read(file, order, size - 1);
     close(file);
     if (length <= 0)
-        return 0;
+        return NULL;
     order[length] = 0;
-    if (strncmp(order, call, strlen(call)) != 0)
-        return 0;
+    return strncmp(order, word, strlen(word)) == 0 ? order + strlen(word) : NULL;
+}
+
+static int path_contains(int fd, const char *part) {
+    char link[64], path[4096];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    length = readlink(link, path, sizeof path - 1);
+    ssize_t length = readlink(link, path, sizeof path - 1);
     if (length <= 0)
         return 0;
     path[length] = 0;
-    return strstr(path, order + strlen(call)) != NULL;
+    return strstr(path, part) != NULL;
+}
+
+/* Whether `call`, with a space after it, is to fail on this file. */
+static int is_ordered(const char *call, int fd) {
+    char order[4096];
+    const char *part = ordered(call, order, sizeof order);
+    return part && path_contains(fd, part);
+}
+
+/* How much longer a sync of this file is to take, in microseconds. */
+static useconds_t delay(int fd) {
+    char order[4096], *part;
+    const char *milliseconds = ordered("slow ", order, sizeof order);
+    if (!milliseconds)
+        return 0;
+    unsigned long number = strtoul(milliseconds, &part, 10);
+    return *part == ' ' && path_contains(fd, part + 1) ? (useconds_t)(number * 1000) : 0;
 }
 
 static int synced(int fd, const char *name) {
@@ -81,6 +101,7 @@ static int synced(int fd, const char *name) {
         errno = EIO;
         return -1;
     }
+    usleep(delay(fd));
     int result = real(fd);
     if (result == 0) {
         pthread_mutex_lock(&lock);

@@ -4,7 +4,7 @@ use anyhow::Result;
 use holdfast_tests::apart::disks::{Call, FailingDisk};
 use holdfast_tests::fixture::Cluster;
 
-use crate::{Disk, all_at_once, one_after_the_other, write_much};
+use crate::{Disk, all_at_once, one_after_the_other, with_disks, write_much};
 
 /// Votes and entries. Its files' names are numbers.
 const WRITE_AHEAD_LOG: &str = "/db/0";
@@ -37,20 +37,13 @@ impl Disk for Failing {
 }
 
 async fn cluster(call: Call, part: &'static str) -> Result<(Cluster, Vec<Failing>)> {
-    let mut cluster = Cluster::prepare(3)?;
-    let mut disks = Vec::new();
-    for at in 0..3 {
-        let folder = cluster.folder().join(format!("r{at}-disk"));
-        std::fs::create_dir(&folder)?;
-        let disk = FailingDisk::compile(&folder)?;
-        for (name, value) in disk.environment() {
-            cluster.replicas[at].process.set_env(name, value);
-        }
-        cluster.replicas[at].process.start()?;
-        disks.push(Failing { disk, call, part });
+    let (mut cluster, disks) = with_disks()?;
+    for replica in &mut cluster.replicas {
+        replica.process.start()?;
     }
     cluster.ready().await?;
-    Ok((cluster, disks))
+    let disks = disks.into_iter().map(|disk| Failing { disk, call, part });
+    Ok((cluster, disks.collect()))
 }
 
 #[tokio::test]

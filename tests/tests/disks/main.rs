@@ -1,13 +1,15 @@
-//! Disks that are full, and disks that do not take or keep what they were given.
+//! Disks that are full, disks that do not take or keep what they were given, and slow ones.
 
 mod failing;
 mod full;
+mod slow;
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use holdfast_client::{Endpoints, RouteWriter, WriterOptions};
 use holdfast_table::{Batch, Change, Namespace, Route};
+use holdfast_tests::apart::disks::FailingDisk;
 use holdfast_tests::fixture::cluster::SOON;
 use holdfast_tests::fixture::{Cluster, until};
 use holdfast_tests::writes::WriteLoad;
@@ -29,6 +31,22 @@ trait Disk {
 
     /// Has the replicas write what it would not take, where a few small writes are not enough.
     async fn provoke(&self, cluster: &Cluster) -> Result<()>;
+}
+
+/// Three replicas that are not started yet, each with a disk that does what it is told to.
+fn with_disks() -> Result<(Cluster, Vec<FailingDisk>)> {
+    let mut cluster = Cluster::prepare(3)?;
+    let mut disks = Vec::new();
+    for at in 0..3 {
+        let folder = cluster.folder().join(format!("r{at}-disk"));
+        std::fs::create_dir(&folder)?;
+        let disk = FailingDisk::compile(&folder)?;
+        for (name, value) in disk.environment() {
+            cluster.replicas[at].process.set_env(name, value);
+        }
+        disks.push(disk);
+    }
+    Ok((cluster, disks))
 }
 
 /// A follower's disk fails, and then the leader's: that replica ends, the others go on, and it comes back when the disk is
