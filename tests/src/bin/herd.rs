@@ -1,5 +1,5 @@
 //! `herd [SUBSCRIBERS [ROUTES]]`: so many (1,000) subscribers of so many (10,000) routes come back all at once, and what
-//! that does to writes, while one hub writes on.
+//! that does to writes, while one hub writes on. No heartbeat may be so late that a replica asks for votes.
 //!
 //! The subscribers are a process of their own, of the lowest priority: they would be on other machines, and here they
 //! shall take from the replicas only what those do not want.
@@ -63,6 +63,7 @@ async fn main() -> Result<()> {
     println!("nobody comes or goes: resident {}; {}", mib(&connected), writes(&quiet));
 
     let mut worst = 0.0_f64;
+    let before = term(&cluster).await?;
     for (keeps_table, how) in [(true, "with the table they have"), (false, "with nothing")] {
         load.take_latencies();
         let mut meanwhile = microseconds();
@@ -82,6 +83,12 @@ async fn main() -> Result<()> {
             mib(&memory(&mut cluster)?)
         );
     }
+    let after = term(&cluster).await?;
+    ensure!(
+        after == before,
+        "the term went from {before} to {after}: heartbeats were late"
+    );
+    println!("term {after} before and after: no heartbeat was too late");
     load.goes_on(QUIET).await?;
     println!("{QUIET} writes later: resident {}", mib(&memory(&mut cluster)?));
     let failed = load.failed();
@@ -185,6 +192,15 @@ async fn fill(cluster: &Cluster, routes: usize) -> Result<()> {
     let batch = Batch::new(Namespace::default(), changes.collect::<Result<_>>()?, Vec::new())?;
     cluster.writer("default", Duration::ZERO)?.write(batch).await?;
     Ok(())
+}
+
+/// The highest term that any replica knows.
+async fn term(cluster: &Cluster) -> Result<u64> {
+    let mut highest = 0;
+    for replica in &cluster.replicas {
+        highest = highest.max(replica.status().await?.term);
+    }
+    Ok(highest)
 }
 
 /// The resident memory of every replica, in MiB.
