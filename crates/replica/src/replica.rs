@@ -46,6 +46,9 @@ const WRITE_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// A client that does not answer a ping for so long is gone, whatever TCP says.
 const KEEPALIVE: Duration = Duration::from_secs(2);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Calls of one connection that their caller has given up before this replica came to them. Peers give up soon, and a replica that was
+/// short of CPU for a second must not lose them for it.
+const GIVEN_UP_MAX: usize = 1_000;
 /// How often the files of certificates are looked at.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(10);
 /// What callers of gRPC may speak by TLS.
@@ -642,6 +645,7 @@ fn server() -> Server {
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .http2_max_pending_accept_reset_streams(Some(GIVEN_UP_MAX))
 }
 
 fn incoming(listener: TcpListener) -> TcpIncoming {

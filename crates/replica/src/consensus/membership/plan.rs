@@ -236,6 +236,15 @@ impl View {
                 "the empty replica at {address} does not name {} in its --peers",
                 self.leader
             )),
+            Answer::Taken {
+                cluster_id, store_uuid, ..
+            } if *cluster_id == self.cluster_id && self.members.values().any(|m| m.node.store_uuid == *store_uuid) => {
+                Some(format!(
+                    "the replica at {address} is that member and runs, but takes no part: look whether its machine is \
+                     overloaded, and whether it reaches {}",
+                    self.leader
+                ))
+            }
             Answer::Taken { cluster_id, .. } => Some(format!(
                 "the replica at {address} has a data directory of cluster {cluster_id} that is no member here; with an \
                  empty data directory it would be taken in"

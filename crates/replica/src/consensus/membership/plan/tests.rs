@@ -65,6 +65,23 @@ fn voters(ids: &[u64]) -> Action {
 }
 
 #[test]
+fn a_member_that_runs_and_takes_no_part_is_told_from_a_stranger() {
+    let mut view = cluster(3);
+    view.cluster_id = "c".into();
+    down(&mut view, 3);
+    for (store_uuid, word) in [("s3", "overloaded"), ("s9", "no member here")] {
+        let taken = Answer::Taken {
+            name: "r2".into(),
+            cluster_id: "c".into(),
+            store_uuid: store_uuid.into(),
+            client_address: "r2:2".into(),
+        };
+        view.answers.insert("r2:1".into(), taken);
+        waits(&view, word);
+    }
+}
+
+#[test]
 fn a_whole_cluster_is_left_alone() {
     for count in [1, 2, 3, 5] {
         assert_eq!(decide(&cluster(count)), Action::Wait(String::new()));
