@@ -20,7 +20,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use disk::{Disk, Family};
+use disk::{Batch, Disk, Family};
 use prost::Message;
 use rocks::RocksDisk;
 pub use sync::EXIT_DISK_FAILED;
@@ -32,7 +32,7 @@ const DATABASE: &str = "db";
 const SET_ASIDE: &str = "set-aside";
 
 /// The version of everything in a data directory; a replica opens no other.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// Why a data directory cannot be used. Nothing in it was changed.
 #[derive(Debug, thiserror::Error)]
@@ -185,6 +185,16 @@ impl Store {
         }
     }
 
+    /// A row of [`Family::Meta`] that stands for itself; `None` if it was never written.
+    ///
+    /// # Errors
+    /// The disk could not be read, or the row is not what was written.
+    fn meta<M: Message + Default>(&self, key: &[u8]) -> io::Result<Option<M>> {
+        let damaged = |problem| corrupt(format!("row {}: {problem}", String::from_utf8_lossy(key)));
+        let value = self.disk.get(Family::Meta, key)?;
+        value.map(|value| read_row(key, &value).map_err(damaged)).transpose()
+    }
+
     /// True if nothing was ever written.
     fn is_blank(&self) -> io::Result<bool> {
         for family in Family::ALL {
@@ -233,23 +243,48 @@ fn locked(path: &Path, lock: File) -> Result<File, OpenError> {
     }
 }
 
-/// A message as it is stored where a changed byte must not be believed: CRC-32 of the rest, then the message.
-fn sealed(message: &impl Message) -> Vec<u8> {
+/// A message as it is stored: CRC-32 of its key and of the message, then the message. So neither a changed byte nor
+/// another row's value is believed.
+fn sealed(key: &[u8], message: &impl Message) -> Vec<u8> {
     let mut value = Vec::with_capacity(4 + message.encoded_len());
     value.extend_from_slice(&[0; 4]);
     message.encode(&mut value).expect("a Vec takes everything");
-    let checksum = crc32fast::hash(&value[4..]);
+    let checksum = checksum(key, &value[4..]);
     value[..4].copy_from_slice(&checksum.to_le_bytes());
     value
 }
 
-/// The encoded message of a sealed value, or why it is none.
-fn unsealed(value: &[u8]) -> Result<&[u8], &'static str> {
-    let (checksum, message) = value.split_first_chunk::<4>().ok_or("too short")?;
-    match crc32fast::hash(message) == u32::from_le_bytes(*checksum) {
+/// The encoded message of a value that was sealed under `key`, or why it is none.
+fn unsealed<'a>(key: &[u8], value: &'a [u8]) -> Result<&'a [u8], &'static str> {
+    let (found, message) = value.split_first_chunk::<4>().ok_or("too short")?;
+    match checksum(key, message) == u32::from_le_bytes(*found) {
         true => Ok(message),
         false => Err("checksum does not match"),
     }
+}
+
+fn checksum(key: &[u8], message: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(key);
+    hasher.update(message);
+    hasher.finalize()
+}
+
+/// A row to be written.
+fn row(key: impl Into<Vec<u8>>, message: &impl Message) -> (Vec<u8>, Vec<u8>) {
+    let key = key.into();
+    let value = sealed(&key, message);
+    (key, value)
+}
+
+fn put_row(batch: &mut Batch, family: Family, key: impl Into<Vec<u8>>, message: &impl Message) {
+    let (key, value) = row(key, message);
+    batch.put(family, key, value);
+}
+
+/// The message of a row, or why there is none in it.
+fn read_row<M: Message + Default>(key: &[u8], value: &[u8]) -> Result<M, String> {
+    M::decode(unsealed(key, value)?).map_err(|error| error.to_string())
 }
 
 /// Damaged data, as opposed to a disk that fails.

@@ -9,6 +9,9 @@ use uuid::Uuid;
 use super::disk::{Batch, Family};
 use super::{FORMAT, OpenError, Store, corrupt, keys, sealed, unsealed};
 
+/// Not by its key, as rows are: the identity of a directory of any format can be read, which tells that format.
+const SEALED_BY: &[u8] = &[];
+
 /// Who this replica is, and in which cluster.
 pub type Identity = proto::StoreIdentity;
 
@@ -52,7 +55,7 @@ impl Store {
                 false => Err(damaged("is missing, though there is more")),
             };
         };
-        let message = unsealed(&value).map_err(damaged)?;
+        let message = unsealed(SEALED_BY, &value).map_err(damaged)?;
         let identity = Identity::decode(message).map_err(|error| damaged(&error.to_string()))?;
         if identity.format != FORMAT {
             return Err(OpenError::Format {
@@ -66,7 +69,7 @@ impl Store {
     /// Writes the identity; on disk when this returns.
     pub fn save_identity(&self, identity: &Identity) -> Result<(), OpenError> {
         let mut batch = Batch::default();
-        batch.put(Family::Meta, keys::IDENTITY, sealed(identity));
+        batch.put(Family::Meta, keys::IDENTITY, sealed(SEALED_BY, identity));
         let written = self.disk.write(batch).and_then(|()| self.disk.sync());
         written.map_err(|error| self.failed("identity", &error))
     }

@@ -30,6 +30,15 @@ pub enum Row {
 }
 
 impl Row {
+    fn word(self) -> &'static str {
+        match self {
+            Row::Route => "route",
+            Row::Tombstone => "tombstone",
+            Row::Session => "session",
+            Row::Loss => "loss",
+        }
+    }
+
     fn tag(self) -> u8 {
         match self {
             Row::Route => b'r',
@@ -47,6 +56,11 @@ impl Row {
             .find(|row| rest.first() == Some(&row.tag()))?;
         Some((u32::from_be_bytes(*generation), row))
     }
+}
+
+/// What an error calls the row with this key.
+pub fn name(row: Row, key: &[u8]) -> String {
+    format!("{} \"{}\"", row.word(), key.get(5..).unwrap_or_default().escape_ascii())
 }
 
 fn row(generation: u32, row: Row, rest: &[u8]) -> Vec<u8> {

@@ -7,16 +7,14 @@ use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
-use openraft::{LogState, OptionalSend};
-use prost::Message as _;
-
 use super::disk::{Batch, Family, Row};
 use super::sync::Syncer;
-use super::{Store, corrupt, keys, sealed, unsealed};
+use super::{Store, corrupt, keys, put_row, row, unsealed};
 use crate::consensus::types::{
     Entry, LogId, TypeConfig, Vote, ballot_in, ballot_out, entry_in, entry_out, log_id_in, log_id_out,
 };
+use openraft::storage::{IOFlushed, RaftLogReader, RaftLogStorage};
+use openraft::{LogState, OptionalSend};
 
 pub use size::{Amount, LogSize};
 
@@ -56,14 +54,7 @@ impl LogStore {
             size: LogSize::default(),
             state: Arc::default(),
         };
-        let vote = log
-            .read_meta(keys::VOTE)?
-            .map(|bytes| decode(&bytes).map(ballot_in))
-            .transpose()?;
-        let purged = log
-            .read_meta(keys::PURGED)?
-            .map(|bytes| decode(&bytes).map(log_id_in))
-            .transpose()?;
+        let Promises { vote, purged, .. } = promises(&log.store)?;
         let last = match log.store.disk.last(Family::Log)? {
             None => purged,
             Some(row) => Some(read_entry(&row)?.log_id),
@@ -94,10 +85,6 @@ impl LogStore {
 
     fn memory(&self) -> MutexGuard<'_, LogMemory> {
         self.state.lock().expect("nobody panics with it")
-    }
-
-    fn read_meta(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
-        self.store.disk.get(Family::Meta, key)
     }
 
     /// The entries of `start..end`, no more than about `bytes_max`, but always the first one.
@@ -164,7 +151,7 @@ fn index_of(key: &[u8]) -> io::Result<u64> {
 fn read_entry((key, value): &Row) -> io::Result<Entry> {
     let index = index_of(key)?;
     let damaged = |what: &str| corrupt(format!("log entry {index}: {what}"));
-    let message = unsealed(value).map_err(damaged)?;
+    let message = unsealed(key, value).map_err(damaged)?;
     let entry = entry_in(decode(message)?).ok_or_else(|| damaged("is no entry"))?;
     if entry.log_id.index != index {
         return Err(damaged(&format!("is entry {}", entry.log_id.index)));
@@ -184,14 +171,10 @@ pub struct Promises {
 
 /// Reads the promises from disk.
 pub fn promises(store: &Store) -> io::Result<Promises> {
-    let read = |key| store.disk.get(Family::Meta, key);
-    let log_id = |key| read(key)?.map(|bytes| decode(&bytes).map(log_id_in)).transpose();
     Ok(Promises {
-        vote: read(keys::VOTE)?
-            .map(|bytes| decode(&bytes).map(ballot_in))
-            .transpose()?,
-        purged: log_id(keys::PURGED)?,
-        committed: log_id(keys::COMMITTED)?,
+        vote: store.meta(keys::VOTE)?.map(ballot_in),
+        purged: store.meta(keys::PURGED)?.map(log_id_in),
+        committed: store.meta(keys::COMMITTED)?.map(log_id_in),
     })
 }
 
@@ -221,9 +204,9 @@ pub fn seed(store: &Store, last: LogId) -> io::Result<()> {
     let leader = last.committed_leader_id();
     let vote = Vote::new_committed(leader.term, leader.node_id);
     let mut batch = Batch::default();
-    batch.put(Family::Meta, keys::VOTE, ballot_out(&vote).encode_to_vec());
-    batch.put(Family::Meta, keys::PURGED, log_id_out(&last).encode_to_vec());
-    batch.put(Family::Meta, keys::COMMITTED, log_id_out(&last).encode_to_vec());
+    put_row(&mut batch, Family::Meta, keys::VOTE, &ballot_out(&vote));
+    put_row(&mut batch, Family::Meta, keys::PURGED, &log_id_out(&last));
+    put_row(&mut batch, Family::Meta, keys::COMMITTED, &log_id_out(&last));
     store.disk.write(batch)?;
     store.disk.sync()
 }
@@ -281,7 +264,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             return Ok(());
         }
         let mut batch = Batch::default();
-        batch.put(Family::Meta, keys::VOTE, ballot_out(vote).encode_to_vec());
+        put_row(&mut batch, Family::Meta, keys::VOTE, &ballot_out(vote));
         self.store.disk.write(batch)?;
         self.syncer.sync().await?;
         self.memory().vote = Some(*vote);
@@ -292,16 +275,14 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
         let mut batch = Batch::default();
         match committed {
-            Some(log_id) => batch.put(Family::Meta, keys::COMMITTED, log_id_out(&log_id).encode_to_vec()),
+            Some(log_id) => put_row(&mut batch, Family::Meta, keys::COMMITTED, &log_id_out(&log_id)),
             None => batch.delete(Family::Meta, keys::COMMITTED),
         }
         self.store.disk.write(batch)
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
-        self.read_meta(keys::COMMITTED)?
-            .map(|bytes| decode(&bytes).map(log_id_in))
-            .transpose()
+        Ok(self.store.meta(keys::COMMITTED)?.map(log_id_in))
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> io::Result<()>
@@ -312,9 +293,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let mut batch = Batch::default();
         let mut written = Vec::new();
         for entry in entries {
-            let value = sealed(&entry_out(&entry));
+            let (key, value) = row(keys::entry(entry.log_id.index), &entry_out(&entry));
             let bytes = value.len();
-            batch.put(Family::Log, keys::entry(entry.log_id.index), value);
+            batch.put(Family::Log, key, value);
             written.push((entry, bytes));
         }
         self.store.disk.write(batch)?;
@@ -352,7 +333,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
         let from = self.memory().purged.map_or(0, |purged| purged.index + 1);
         let mut batch = Batch::default();
-        batch.put(Family::Meta, keys::PURGED, log_id_out(&log_id).encode_to_vec());
+        put_row(&mut batch, Family::Meta, keys::PURGED, &log_id_out(&log_id));
         delete_range(&mut batch, from, (log_id.index + 1).max(from));
         self.store.disk.write(batch)?;
         self.size.purge(log_id.index);

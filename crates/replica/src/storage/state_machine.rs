@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 use super::disk::{Batch, Family};
 use super::snapshot::{self, Rows};
-use super::{OpenError, Store, corrupt, keys};
+use super::{OpenError, Store, corrupt, keys, put_row, read_row, row};
 use crate::consensus::types::{
     Answer, Applied, LogId, Proposal, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, log_id_in, log_id_out,
     stored_membership_in, stored_membership_out,
@@ -223,7 +223,7 @@ impl StateMachine {
             header: Some(snapshot::header(&position.state)),
             generation,
         };
-        batch.put(Family::Meta, keys::APPLIED, applied.encode_to_vec());
+        put_row(batch, Family::Meta, keys::APPLIED, &applied);
     }
 
     fn apply_entry(&self, batch: &mut Batch, log_id: LogId, proposal: &Proposal) -> io::Result<Applied> {
@@ -282,16 +282,13 @@ impl StateMachine {
         if let Some(delta) = &outcome.delta {
             for entry in &delta.puts {
                 let key = entry.route.spec.key();
-                batch.put(
-                    family,
-                    keys::route(generation, key),
-                    proto::Route::from(entry.as_ref()).encode_to_vec(),
-                );
+                let row = proto::Route::from(entry.as_ref());
+                put_row(batch, family, keys::route(generation, key), &row);
             }
             for spec in &delta.deletes {
                 let row = snapshot::tombstone_out(spec.as_str(), delta.to);
                 batch.delete(family, keys::route(generation, spec.key()));
-                batch.put(family, keys::tombstone(generation, spec.key()), row.encode_to_vec());
+                put_row(batch, family, keys::tombstone(generation, spec.key()), &row);
             }
         }
         for key in &outcome.marked {
@@ -301,13 +298,13 @@ impl StateMachine {
             }
             if let Some(entry) = state.table.get(key) {
                 let row = snapshot::route_out(entry, &state.holds);
-                batch.put(family, keys::route(generation, key), row.encode_to_vec());
+                put_row(batch, family, keys::route(generation, key), &row);
             }
         }
         for key in &outcome.losses {
             let row = keys::loss(generation, key);
             match state.holds.losses().get(key) {
-                Some(loss) => batch.put(family, row, snapshot::loss_out(loss).encode_to_vec()),
+                Some(loss) => put_row(batch, family, row, &snapshot::loss_out(loss)),
                 None => batch.delete(family, row),
             }
         }
@@ -320,11 +317,8 @@ impl StateMachine {
         if let Some(id) = &session
             && let Some(session) = state.sessions.get(id)
         {
-            batch.put(
-                family,
-                keys::session(generation, id),
-                snapshot::session_out(id, session).encode_to_vec(),
-            );
+            let row = snapshot::session_out(id, session);
+            put_row(batch, family, keys::session(generation, id), &row);
         }
     }
 
@@ -338,27 +332,24 @@ impl StateMachine {
         let generation = self.generation + 1;
         let state = &position.state;
         let routes = state.table.iter().map(|entry| {
-            (
+            row(
                 keys::route(generation, entry.route.spec.key()),
-                snapshot::route_out(entry, &state.holds).encode_to_vec(),
+                &snapshot::route_out(entry, &state.holds),
             )
         });
-        let losses = state.holds.losses().iter().map(|loss| {
-            (
-                keys::loss(generation, loss.spec.key()),
-                snapshot::loss_out(loss).encode_to_vec(),
-            )
-        });
+        let losses = state
+            .holds
+            .losses()
+            .iter()
+            .map(|loss| row(keys::loss(generation, loss.spec.key()), &snapshot::loss_out(loss)));
         let tombstones = state.history.tombstones().map(|(spec, revision)| {
-            let row = snapshot::tombstone_out(spec.as_str(), revision);
-            (keys::tombstone(generation, spec.key()), row.encode_to_vec())
+            let tombstone = snapshot::tombstone_out(spec.as_str(), revision);
+            row(keys::tombstone(generation, spec.key()), &tombstone)
         });
-        let sessions = state.sessions.iter().map(|(id, session)| {
-            (
-                keys::session(generation, id),
-                snapshot::session_out(id, session).encode_to_vec(),
-            )
-        });
+        let sessions = state
+            .sessions
+            .iter()
+            .map(|(id, session)| row(keys::session(generation, id), &snapshot::session_out(id, session)));
         let mut batch = Batch::default();
         #[cfg(test)]
         if planted(Bug::SnapshotWithoutFlip) {
@@ -461,7 +452,7 @@ struct Loaded {
 }
 
 fn load(store: &Store) -> io::Result<Loaded> {
-    let Some(bytes) = store.disk.get(Family::Meta, keys::APPLIED)? else {
+    let Some(applied) = store.meta::<proto::AppliedState>(keys::APPLIED)? else {
         // Left from a first snapshot that was interrupted: the next one would be of the same generation.
         let mut loaded = Loaded::default();
         for row in store.disk.scan(Family::Table, &[]) {
@@ -469,7 +460,6 @@ fn load(store: &Store) -> io::Result<Loaded> {
         }
         return Ok(loaded);
     };
-    let applied = proto::AppliedState::decode(&bytes[..]).map_err(|error| corrupt(error.to_string()))?;
     let header = applied.header.ok_or_else(|| corrupt("a position without its header"))?;
     let membership = applied
         .membership
@@ -484,22 +474,20 @@ fn load(store: &Store) -> io::Result<Loaded> {
             stale.delete(Family::Table, key);
             continue;
         }
-        let decode = |error: prost::DecodeError| corrupt(error.to_string());
+        let damaged = |problem: String| corrupt(format!("row {}: {problem}", keys::name(kind, &key)));
         match kind {
-            keys::Row::Route => rows.push_route(&proto::Route::decode(&value[..]).map_err(decode)?)?,
+            keys::Row::Route => rows.push_route(&read_row(&key, &value).map_err(damaged)?)?,
             keys::Row::Loss => {
-                let loss = proto::Loss::decode(&value[..]).map_err(decode)?;
+                let loss = read_row(&key, &value).map_err(damaged)?;
                 rows.losses.push(snapshot::loss_in(&loss)?);
             }
             keys::Row::Tombstone => {
-                rows.tombstones.push(snapshot::tombstone_in(
-                    &proto::Tombstone::decode(&value[..]).map_err(decode)?,
-                )?);
+                let tombstone = read_row(&key, &value).map_err(damaged)?;
+                rows.tombstones.push(snapshot::tombstone_in(&tombstone)?);
             }
             keys::Row::Session => {
-                rows.sessions.push(snapshot::session_in(
-                    proto::Session::decode(&value[..]).map_err(decode)?,
-                )?);
+                let session = read_row(&key, &value).map_err(damaged)?;
+                rows.sessions.push(snapshot::session_in(session)?);
             }
         }
     }

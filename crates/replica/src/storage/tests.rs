@@ -5,7 +5,7 @@ mod crash_cut;
 use std::io;
 
 use futures_util::stream;
-use holdfast_table::{Batch, Change, Command, Route, State};
+use holdfast_table::{Batch, Change, Command, HoldPolicy, Route, RouteSpec, State};
 use holdfast_wire::proto;
 use holdfast_wire::proto::command::Command as Content;
 use openraft::async_runtime::Oneshot as _;
@@ -17,9 +17,9 @@ use tempfile::TempDir;
 
 use super::disk::Family;
 use super::log::LogStore;
-use super::state_machine::{StateMachine, replay};
+use super::state_machine::{Position, StateMachine, replay};
 use super::*;
-use crate::consensus::types::{Entry, LeaderId, LogId, Proposal, TypeConfig};
+use crate::consensus::types::{Entry, LeaderId, LogId, Proposal, TypeConfig, Vote};
 
 struct Builder;
 
@@ -199,6 +199,115 @@ async fn p6_a_damaged_log_entry_is_an_error_and_never_an_entry() {
     assert!(LogStore::open(store).is_err());
 }
 
+/// Every row of a replica that has voted, applied, deleted and purged, with what must name it when it is damaged.
+async fn rows_of_every_kind(store: &Store) -> Vec<(Family, Vec<u8>, &'static str)> {
+    let mut log = LogStore::open(store.clone()).unwrap();
+    let (mut machine, _) = StateMachine::open(store.clone()).unwrap();
+    log.save_vote(&Vote::new(1, 1)).await.unwrap();
+    let delete = |spec: &str| proto::Command {
+        command: Some(Content::Write(
+            (&Command {
+                batch: Batch::delete(Default::default(), RouteSpec::parse(spec).unwrap()),
+                session: None,
+            })
+                .into(),
+        )),
+        // A deletion counts as a loss where there is a policy.
+        hold_policy: Some(HoldPolicy::DEFAULT.into()),
+        ..Default::default()
+    };
+    let entries = vec![
+        entry(1, "/user/alice/"),
+        entry(2, "/user/bob/"),
+        Entry {
+            log_id: log_id(3),
+            payload: EntryPayload::Normal(Proposal::new(vec![delete("/user/bob/").encode_to_vec().into()])),
+        },
+    ];
+    append(&mut log, entries.clone()).await;
+    log.save_committed(Some(log_id(3))).await.unwrap();
+    apply(&mut machine, entries).await.unwrap();
+    log.purge(log_id(1)).await.unwrap();
+    let key = |spec: &str| RouteSpec::parse(spec).unwrap().key().clone();
+    vec![
+        (Family::Meta, keys::VOTE.to_vec(), "row vote"),
+        (Family::Meta, keys::PURGED.to_vec(), "row purged"),
+        (Family::Meta, keys::COMMITTED.to_vec(), "row committed"),
+        (Family::Meta, keys::APPLIED.to_vec(), "row applied"),
+        (
+            Family::Table,
+            keys::route(0, &key("/user/alice/")),
+            "row route \"/user/alice",
+        ),
+        (
+            Family::Table,
+            keys::tombstone(0, &key("/user/bob/")),
+            "row tombstone \"/user/bob",
+        ),
+        (Family::Table, keys::session(0, &[7; 16]), "row session"),
+        (Family::Table, keys::loss(0, &key("/user/bob/")), "row loss \"/user/bob"),
+    ]
+}
+
+/// What whoever reads the rows is told.
+fn refusal(store: &Store) -> Option<String> {
+    let promises = log::promises(store).err().map(|error| error.to_string());
+    let position = Position::stored(store).err().map(|error| error.to_string());
+    promises.or(position)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p6_a_row_with_any_byte_changed_cut_off_or_in_another_ones_place_is_refused_by_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let rows = rows_of_every_kind(&store).await;
+    assert_eq!(refusal(&store), None);
+    let read = |family, key: &[u8]| store.disk.get(family, key).unwrap().unwrap();
+    for (family, key, name) in &rows {
+        let good = read(*family, key);
+        let mut wrong = vec![
+            good[..0].to_vec(),
+            good[..good.len() - 1].to_vec(),
+            [&good[..], b"x"].concat(),
+        ];
+        for at in 0..good.len() {
+            let mut flipped = good.clone();
+            flipped[at] ^= 1 << (at % 8);
+            wrong.push(flipped);
+        }
+        let others = rows
+            .iter()
+            .filter(|(other_family, other, _)| other_family == family && other != key);
+        wrong.extend(others.map(|(family, other, _)| read(*family, other)));
+        for wrong in wrong {
+            put(&store, *family, key, wrong);
+            let error = refusal(&store).unwrap_or_else(|| panic!("believed another {name}"));
+            assert!(error.contains(name), "{name}: {error}");
+        }
+        put(&store, *family, key, good);
+    }
+    assert_eq!(refusal(&store), None);
+}
+
+#[test]
+fn a_directory_of_another_format_is_told_from_a_damaged_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let identity = store.identity("r0").unwrap();
+    // In the first format, rows had no checksums.
+    put(
+        &store,
+        Family::Meta,
+        keys::VOTE,
+        proto::Ballot::default().encode_to_vec(),
+    );
+    store
+        .save_identity(&identity::Identity { format: 1, ..identity })
+        .unwrap();
+    let error = store.identity("r0").unwrap_err().to_string();
+    assert!(error.contains("has format 1, this version reads format 2"), "{error}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn p6_a_table_that_is_not_what_its_digest_says_refuses_to_open() {
     let dir = tempfile::tempdir().unwrap();
@@ -211,7 +320,7 @@ async fn p6_a_table_that_is_not_what_its_digest_says_refuses_to_open() {
     let other = proto::Route::from(&Route::parse("/user/bob/", "http://10.6.6.6:1", "", "").unwrap());
     let row = keys::route(0, key.key());
     let good = store.disk.get(Family::Table, &row).unwrap().unwrap();
-    put(&store, Family::Table, &row, other.encode_to_vec());
+    put(&store, Family::Table, &row, sealed(&row, &other));
     let error = StateMachine::open(store.clone())
         .err()
         .expect("another target is damage")
