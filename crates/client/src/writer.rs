@@ -143,6 +143,7 @@ impl RouteWriter {
         // to be forgotten.
         let mut session = self.sessions.take();
         let mut renewals = 0;
+        let mut retry = false;
         let wait = self.options.wait_for_proxies.min(WAIT_FOR_PROXIES_MAX);
         let repeatable = batch.preconditions().is_empty();
         let mut command = Command {
@@ -153,7 +154,7 @@ impl RouteWriter {
         while let Some(attempt) = attempts.next(wait).await {
             let mut request = Request::new(WriteRequest {
                 wait_for_proxies_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
-                retry: attempts.is_perhaps_done(),
+                retry,
                 ..(&command).into()
             });
             request.set_timeout(attempt.timeout);
@@ -168,7 +169,7 @@ impl RouteWriter {
                 Err(status) => status,
             };
             match attempts.failed(&attempt.replica, &status) {
-                Verdict::Retry => {}
+                Verdict::Retry => retry = attempts.is_perhaps_done(),
                 Verdict::Final(Some(Reason::SessionExpired)) => {
                     renewals += 1;
                     // An earlier attempt may have been applied before its session was forgotten. Routes put or removed
@@ -177,6 +178,8 @@ impl RouteWriter {
                         break;
                     }
                     session = Session::new();
+                    // Of this session nobody has heard yet.
+                    retry = false;
                     command.session = Some((session.id, session.sequence));
                 }
                 Verdict::Final(reason) => {

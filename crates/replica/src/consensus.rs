@@ -252,8 +252,8 @@ impl Consensus {
 
     /// Decides a command, as the leader. `entry` is the same command as it goes into the log; `admitted` stays with it.
     ///
-    /// A command that changes nothing is answered without a log entry, after the leadership was confirmed, unless it is a
-    /// `retry` of one that may be under way still. Dropping the future does not take the write back.
+    /// A command that changes nothing is answered without a log entry, after the leadership was confirmed, unless it is
+    /// the retry of one that may be under way still. Dropping the future does not take the write back.
     ///
     /// # Errors
     /// [`ProposeError`].
@@ -262,10 +262,9 @@ impl Consensus {
         command: &Command,
         entry: &proto::Command,
         admitted: &Admitted,
-        retry: bool,
         deadline: Instant,
     ) -> Result<Written, ProposeError> {
-        let without_log = |state: &State| match retry {
+        let without_log = |state: &State| match command.batch.is_retry() {
             true => None,
             false => state.answer_without_log(command),
         };

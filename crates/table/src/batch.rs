@@ -57,6 +57,7 @@ pub struct Batch {
     hub: Option<HubEpoch>,
     deletes_expected: usize,
     deletes_to_come: usize,
+    retry: bool,
 }
 
 /// Why a batch cannot be asked for. Nothing changed.
@@ -136,6 +137,7 @@ impl Batch {
             hub: None,
             deletes_expected: 0,
             deletes_to_come: 0,
+            retry: false,
         }
     }
 
@@ -166,6 +168,12 @@ impl Batch {
             deletes_to_come: deletes,
             ..self
         }
+    }
+
+    /// The same batch, which was sent before in the same session and sequence, and got no answer.
+    #[must_use]
+    pub fn retried(self) -> Self {
+        Batch { retry: true, ..self }
     }
 
     /// Adds or replaces one route.
@@ -201,6 +209,11 @@ impl Batch {
     /// How many routes the batches remove that belong to this one and follow it.
     pub fn deletes_to_come(&self) -> usize {
         self.deletes_to_come
+    }
+
+    /// True if it may have been applied before.
+    pub fn is_retry(&self) -> bool {
+        self.retry
     }
 
     /// What must hold.

@@ -195,17 +195,30 @@ impl State {
                 Admission::Refuse(rejection) => return Outcome::of(Err(rejection)),
             }
         }
-        let written = self.write(stamp, &command.batch);
+        // Kept like any refusal: whatever copy of the write comes later is refused, too.
+        let written = match self.is_perhaps_forgotten(stamp, command) {
+            true => Err(Rejection::SessionExpired),
+            false => self.write(stamp, &command.batch),
+        };
         let mut outcome = written.unwrap_or_else(|rejection| Outcome::of(Err(rejection)));
         if let Some((id, sequence)) = command.session {
             let session = Session {
                 sequence,
                 last_used_index: index,
+                last_used_ms: stamp.time_ms,
                 outcome: outcome.result.clone(),
             };
             outcome.forgotten.sessions = self.sessions.record(id, session);
         }
         outcome
+    }
+
+    /// True for the retry of a session's first write that may have been applied before the session was forgotten.
+    fn is_perhaps_forgotten(&self, stamp: &Stamp, command: &Command) -> bool {
+        let unknown = |(id, _): &(SessionId, u64)| !self.sessions.contains(id);
+        command.batch.is_retry()
+            && command.session.as_ref().is_some_and(unknown)
+            && self.sessions.may_have_forgotten(stamp.time_ms)
     }
 
     fn write(&mut self, stamp: &Stamp, batch: &Batch) -> Result<Outcome, Rejection> {

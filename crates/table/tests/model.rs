@@ -57,6 +57,8 @@ struct Wish {
     expected: usize,
     to_come: usize,
     guarded: bool,
+    /// As long as no session is forgotten, it makes no difference.
+    retry: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -101,17 +103,20 @@ fn steps() -> impl Strategy<Value = Vec<(i64, Step)>> {
             prop_oneof![4 => Just(0usize), 1 => 0usize..4],
             prop_oneof![4 => Just(0usize), 1 => 0usize..9],
         ),
-        prop::bool::weighted(0.8),
+        (prop::bool::weighted(0.8), prop::bool::weighted(0.2)),
     );
-    let wish = wish.prop_map(|(namespace, changes, preconditions, session, deletes, guarded)| Wish {
-        namespace,
-        changes,
-        preconditions,
-        session,
-        expected: deletes.0,
-        to_come: deletes.1,
-        guarded,
-    });
+    let wish = wish.prop_map(
+        |(namespace, changes, preconditions, session, deletes, (guarded, retry))| Wish {
+            namespace,
+            changes,
+            preconditions,
+            session,
+            expected: deletes.0,
+            to_come: deletes.1,
+            guarded,
+            retry,
+        },
+    );
     let settlement = prop_oneof![Just(Settlement::Confirm), Just(Settlement::Reject)];
     let settled = prop::collection::vec((spec(), prop::bool::weighted(0.8)), 0..4);
     let step = prop_oneof![
@@ -368,6 +373,7 @@ fn command(wish: &Wish, resolved: &Resolved) -> (Command, Vec<(usize, Option<u16
     let namespace = Namespace::parse(NAMESPACES[wish.namespace]).unwrap();
     let batch = Batch::new(namespace, changes.collect(), preconditions.collect()).unwrap();
     let batch = batch.expecting(wish.expected).followed_by(wish.to_come);
+    let batch = if wish.retry { batch.retried() } else { batch };
     let session = resolved.session.map(|(id, sequence)| (session_id(id), sequence));
     (Command { batch, session }, kept)
 }
@@ -448,10 +454,11 @@ fn over_a_snapshot(state: &State) -> State {
         .tombstones()
         .map(|(spec, at)| (spec.clone(), at))
         .collect();
-    let mut sessions = Sessions::default();
-    for (id, session) in state.sessions.iter() {
-        sessions.record(*id, Session::clone(session));
-    }
+    let sessions = state
+        .sessions
+        .iter()
+        .map(|(id, session)| (*id, Session::clone(session)));
+    let sessions = Sessions::new(sessions, state.sessions.forgotten_ms());
     let held = state.holds.iter().map(|(key, hold)| (key.clone(), *hold));
     let losses = state.holds.losses().iter().cloned();
     State {

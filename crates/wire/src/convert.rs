@@ -272,6 +272,10 @@ fn command_in(
     let many = |deletes: u32| usize::try_from(deletes).unwrap_or(usize::MAX);
     let batch = batch.expecting(many(request.deletes_expected));
     let batch = batch.followed_by(many(request.deletes_to_come));
+    let batch = match request.retry {
+        true => batch.retried(),
+        false => batch,
+    };
     Ok(Command { batch, session })
 }
 
@@ -320,7 +324,7 @@ impl From<&Command> for proto::WriteRequest {
             sequence,
             wait_for_proxies_ms: 0,
             hub_epoch: batch.hub().map_or(0, |epoch| epoch.0),
-            retry: false,
+            retry: batch.is_retry(),
             deletes_expected: u32::try_from(batch.deletes_expected()).unwrap_or(u32::MAX),
             deletes_to_come: u32::try_from(batch.deletes_to_come()).unwrap_or(u32::MAX),
         }
@@ -377,7 +381,7 @@ mod tests {
             Precondition::RouteRevision(spec, Revision(3)),
         ];
         let batch = Batch::new(Namespace::parse("hub-2").unwrap(), changes, preconditions).unwrap();
-        let batch = batch.by_hub(HubEpoch(5)).expecting(3).followed_by(2);
+        let batch = batch.by_hub(HubEpoch(5)).expecting(3).followed_by(2).retried();
         let command = Command {
             batch,
             session: Some(([9; 16], 4)),

@@ -214,6 +214,14 @@ async fn a_write_of_a_session_that_goes_back_or_is_forgotten_is_refused_for_what
         .await?;
     let next = write(victim, 6, 3);
     is_refused(&mut cluster, &next, Reason::SessionExpired, &["session is not known"]).await?;
+    // Its first write is one of a new session by all that is known; but who repeats it is told that it may not be.
+    let first = proto::WriteRequest {
+        retry: true,
+        ..write(victim, 1, 3)
+    };
+    is_refused(&mut cluster, &first, Reason::SessionExpired, &["session is not known"]).await?;
+    let late = write(victim, 1, 3);
+    is_refused(&mut cluster, &late, Reason::SessionExpired, &["session is not known"]).await?;
     // The one that comes after it is known still.
     let known = leader
         .clone()

@@ -119,12 +119,15 @@ async fn a_forgotten_session_is_replaced() {
     let mut a = ScriptedReplica::start().await;
     let writer = writer(&[&a.address]);
     let script = async {
+        drop(a.write().await);
         let call = a.write().await;
         let (session, _) = id(&call);
+        assert!(call.request.retry);
         fail(call, Reason::SessionExpired.status("forgotten"));
         let call = a.write().await;
         let (renewed, sequence) = id(&call);
         assert!(renewed != session && sequence == 1);
+        assert!(!call.request.retry, "of another session's write this is the first copy");
         ok(call, 3);
     };
     let (answer, ()) = soon(async { tokio::join!(writer.put(route("/a/")), script) }).await;

@@ -94,7 +94,7 @@ mod tests {
             let mut entry = consensus.stamped(Content::Write((&command).into()));
             entry.time_ms -= age_ms;
             let (own, deadline) = (Admitted::own(), Instant::now() + SOON);
-            let written = consensus.propose(&command, &entry, &own, false, deadline);
+            let written = consensus.propose(&command, &entry, &own, deadline);
             written.await.unwrap().held
         };
         let deletes = |numbers: std::ops::Range<usize>| numbers.map(|n| Change::Delete(route(n).spec)).collect();

@@ -143,7 +143,7 @@ mod tests {
         let command = Command { batch, session: None };
         let entry = consensus.stamped(Content::Write((&command).into()));
         let (own, deadline) = (Admitted::own(), Instant::now() + SOON);
-        let written = consensus.propose(&command, &entry, &own, false, deadline);
+        let written = consensus.propose(&command, &entry, &own, deadline);
         written.await.unwrap();
     }
 

@@ -51,16 +51,15 @@ impl Routes for RoutesService {
         let command = Command::try_from(&request).map_err(errors::invalid)?;
         self.check_targets(&command)?;
         let admitted = self.0.admission.take(request.encoded_len())?;
-        let (wait_for_proxies_ms, retry) = (request.wait_for_proxies_ms, request.retry);
+        let wait_for_proxies_ms = request.wait_for_proxies_ms;
         // The log has what is asked for, and not how the caller waits for it.
         let write = proto::WriteRequest {
             wait_for_proxies_ms: 0,
-            retry: false,
             ..request
         };
         let entry = consensus.stamped(Content::Write(write));
         let propose = || async {
-            match consensus.propose(&command, &entry, &admitted, retry, deadline).await {
+            match consensus.propose(&command, &entry, &admitted, deadline).await {
                 Ok(written) => {
                     self.begins(&consensus, &command, &written);
                     Ok(self.answer(&consensus, wait_for_proxies_ms, written).await)
@@ -75,7 +74,6 @@ impl Routes for RoutesService {
             };
             let request = proto::WriteRequest {
                 wait_for_proxies_ms,
-                retry,
                 ..write
             };
             let request = forwarded::request(request, &leader.peer, deadline);

@@ -34,6 +34,7 @@ pub fn header(state: &State) -> proto::StateHeader {
         lineage: state.lineage.to_vec(),
         node_id_max: state.node_id_max,
         holds_digest: state.holds.digest().to_bytes().to_vec().into(),
+        sessions_forgotten_ms: state.sessions.forgotten_ms(),
     }
 }
 
@@ -227,16 +228,12 @@ pub fn assemble(header: &proto::StateHeader, rows: Rows) -> io::Result<State> {
     }
     let horizon = Revision(header.horizon);
     let history = History::new(&table, rows.tombstones, horizon);
-    let mut sessions = Sessions::default();
-    for (id, session) in rows.sessions {
-        sessions.record(id, session);
-    }
     let hubs = header.hubs.iter().map(hub_in).collect::<io::Result<Vec<_>>>()?;
     Ok(State {
         table,
         holds,
         history,
-        sessions,
+        sessions: Sessions::new(rows.sessions, header.sessions_forgotten_ms),
         hubs: Hubs::new(hubs),
         lineage: Lineage::new(header.lineage.iter().cloned()),
         node_id_max: header.node_id_max,
@@ -318,6 +315,7 @@ pub fn session_out(id: &SessionId, session: &Session) -> proto::Session {
         id: id.to_vec().into(),
         sequence: session.sequence,
         last_used_index: session.last_used_index,
+        last_used_ms: session.last_used_ms,
         outcome: Some(outcome),
     }
 }
@@ -341,6 +339,7 @@ pub fn session_in(session: proto::Session) -> io::Result<(SessionId, Session)> {
         Session {
             sequence: session.sequence,
             last_used_index: session.last_used_index,
+            last_used_ms: session.last_used_ms,
             outcome,
         },
     ))

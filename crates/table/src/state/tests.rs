@@ -286,3 +286,67 @@ fn the_rest_of_a_state_at_all_its_bounds_is_hashed() {
     println!("{:?} for the rest of a state at all its bounds", began.elapsed());
     assert_ne!(digest, State::default().rest_digest());
 }
+
+/// As many new sessions as are kept write at `time_ms`.
+fn crowd(state: &mut State, index: u64, time_ms: u64) {
+    let stamp = Stamp { time_ms, ..STAMP };
+    for n in 0..crate::sessions::SESSIONS_MAX as u64 {
+        let mut id = [0xff; 16];
+        id[..8].copy_from_slice(&(index + n).to_be_bytes());
+        let command = Command {
+            batch: put("/crowd/", 1),
+            session: Some((id, 1)),
+        };
+        state.apply(index + n, &stamp, &command);
+    }
+}
+
+#[test]
+fn a_first_write_is_not_repeated_once_its_session_may_be_forgotten() {
+    let write = |batch: Batch, session: SessionId| Command {
+        batch,
+        session: Some((session, 1)),
+    };
+    let at = |time_ms: u64| Stamp { time_ms, ..STAMP };
+    let mut state = State::default();
+    // Nobody is forgotten yet, so whoever is not known is new.
+    let other = write(put("/user/b/", 1).retried(), [2; 16]);
+    assert!(state.apply(1, &at(5), &other).result.unwrap().changed);
+    state
+        .apply(2, &at(10), &write(put("/user/a/", 1), [1; 16]))
+        .result
+        .unwrap();
+    state.apply(
+        3,
+        &at(20),
+        &Command {
+            batch: delete("/user/a/"),
+            session: None,
+        },
+    );
+    crowd(&mut state, 10, 30);
+    assert_eq!(state.sessions.get(&[1; 16]), None);
+
+    // The answer was lost, and it comes again: the route must not come back.
+    let retry = write(put("/user/a/", 1).retried(), [1; 16]);
+    let refused = state.apply(50_000, &at(40), &retry);
+    assert_eq!((refused.result, refused.delta), (Err(Rejection::SessionExpired), None));
+    // Nor by a copy of the first attempt that comes after it.
+    let late = write(put("/user/a/", 1), [1; 16]);
+    assert_eq!(state.answer_without_log(&late), Some(Err(Rejection::SessionExpired)));
+    assert_eq!(
+        state.apply(50_001, &at(40), &late).result,
+        Err(Rejection::SessionExpired)
+    );
+
+    // Others are new all the same, and are believed when they repeat once all are known that wrote lately.
+    assert!(
+        state
+            .apply(50_002, &at(40), &write(put("/user/c/", 1), [3; 16]))
+            .result
+            .is_ok()
+    );
+    let much_later = at(40 + crate::sessions::RETRY_MS);
+    let patient = write(put("/user/d/", 1).retried(), [4; 16]);
+    assert!(state.apply(50_003, &much_later, &patient).result.unwrap().changed);
+}
