@@ -7,12 +7,15 @@ pub(crate) mod disk;
 pub mod identity;
 pub(crate) mod keys;
 pub mod log;
+mod manifest;
 pub mod offline;
 pub mod probe;
+mod records;
 mod rocks;
 pub mod snapshot;
 pub mod state_machine;
 pub(crate) mod sync;
+mod synced;
 mod wal;
 
 use std::fs::{File, TryLockError};
@@ -22,7 +25,7 @@ use std::sync::Arc;
 
 use disk::{Batch, Disk, Family};
 use prost::Message;
-use rocks::RocksDisk;
+use rocks::{Buffers, RocksDisk};
 pub use sync::EXIT_DISK_FAILED;
 
 /// In a data directory: the file that says that a process has it, the database, and the mark that it must not be opened
@@ -147,7 +150,8 @@ impl Store {
         let lock = locked(path, lock)?;
         offline::refuse_interrupted(path)?;
         set_aside(path).map_err(directory)?;
-        let disk = RocksDisk::open(&path.join(DATABASE)).map_err(|error| OpenError::of(path, DATABASE, &error))?;
+        let disk = RocksDisk::open(&path.join(DATABASE), &Buffers::PRODUCTION)
+            .map_err(|error| OpenError::of(path, DATABASE, &error))?;
         Ok(Store {
             disk: Arc::new(disk),
             path: path.to_owned(),

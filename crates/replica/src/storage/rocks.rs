@@ -1,8 +1,7 @@
 //! RocksDB: one database, three column families, one write-ahead log.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,23 +10,42 @@ use rocksdb::{
     IteratorMode, MemtableFactory, Options, WriteBatch,
 };
 
+use super::corrupt;
 use super::disk::{Batch, Change, Disk, Family, Row};
 use super::offline::WalRecovery;
 use super::sync::Syncer;
-use super::{corrupt, wal};
+use super::synced::{Note, Synced};
 
 const MIB: usize = 1024 * 1024;
-
-/// Beside RocksDB's files, so that it goes where they go: up to which write everything has been on disk.
-const SYNCED: &str = "synced";
 
 /// The production disk.
 pub struct RocksDisk {
     db: DB,
-    // Up to which write everything has been synced, and its checksum. Written after every sync and synced by nobody: after
-    // a crash it may be older than the truth, never newer.
     // None if it was opened to be read.
-    synced: Option<File>,
+    synced: Option<Synced>,
+}
+
+/// How much may wait in memory to become a table, and in the write-ahead log; in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Buffers {
+    /// Of [`Family::Meta`].
+    pub meta: usize,
+    /// Of each of the others.
+    pub rows: usize,
+    /// Of all families.
+    pub all: usize,
+    /// Of the write-ahead log's files.
+    pub wal: u64,
+}
+
+impl Buffers {
+    /// What replicas have.
+    pub const PRODUCTION: Buffers = Buffers {
+        meta: MIB,
+        rows: 12 * MIB,
+        all: 16 * MIB,
+        wal: 64 * MIB as u64,
+    };
 }
 
 impl RocksDisk {
@@ -36,19 +54,13 @@ impl RocksDisk {
     /// # Errors
     /// As of every call on the disk: [`InvalidData`](io::ErrorKind::InvalidData) is damage, anything else is a disk that
     /// fails. Only an incomplete last record of the write-ahead log, which was never acknowledged, is dropped.
-    pub fn open(path: &Path) -> io::Result<Self> {
+    pub fn open(path: &Path, buffers: &Buffers) -> io::Result<Self> {
         fs::create_dir_all(path)?;
-        let synced = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path.join(SYNCED))
-            .map_err(of_synced)?;
-        let reached = synced_in(&synced).map_err(of_synced)?;
-        wal::check(path, reached)?;
-        let db = DB::open_cf_descriptors(&database_options(), path, families()).map_err(failed)?;
-        is_whole(&db, reached)?;
+        let synced = Synced::open(path)?;
+        let note = Note::read(path)?;
+        note.check(path)?;
+        let db = DB::open_cf_descriptors(&database_options(buffers), path, families(buffers)).map_err(failed)?;
+        is_whole(&db, note.reached)?;
         Ok(RocksDisk {
             db,
             synced: Some(synced),
@@ -60,16 +72,16 @@ impl RocksDisk {
     /// # Errors
     /// As of [`open`](Self::open).
     pub fn open_to_read(path: &Path, recovery: WalRecovery) -> io::Result<Self> {
-        let mut options = database_options();
+        let buffers = &Buffers::PRODUCTION;
+        let mut options = database_options(buffers);
         options.create_if_missing(false);
         options.create_missing_column_families(false);
         let mut reached = 0;
         match recovery {
             WalRecovery::Strict => {
-                if let Ok(synced) = File::open(path.join(SYNCED)) {
-                    reached = synced_in(&synced).map_err(of_synced)?;
-                }
-                wal::check(path, reached)?;
+                let note = Note::read(path)?;
+                note.check(path)?;
+                reached = note.reached;
             }
             WalRecovery::PointInTime => {
                 options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
@@ -77,10 +89,18 @@ impl RocksDisk {
                 options.set_track_and_verify_wals_in_manifest(false);
             }
         }
-        let db = DB::open_cf_descriptors_read_only(&options, path, families(), false);
+        let db = DB::open_cf_descriptors_read_only(&options, path, families(buffers), false);
         let db = db.map_err(failed)?;
         is_whole(&db, reached)?;
         Ok(RocksDisk { db, synced: None })
+    }
+
+    /// Waits until no table is written and none is merged any more.
+    #[cfg(test)]
+    pub fn settle(&self) {
+        self.db
+            .wait_for_compact(&rocksdb::WaitForCompactOptions::default())
+            .unwrap();
     }
 
     fn family(&self, family: Family) -> &ColumnFamily {
@@ -125,7 +145,7 @@ impl Disk for RocksDisk {
         let reached = self.db.latest_sequence_number();
         self.db.flush_wal(true).map_err(failed)?;
         match &self.synced {
-            Some(synced) => synced.write_all_at(&synced_out(reached), 0),
+            Some(synced) => synced.note(reached),
             None => Ok(()),
         }
     }
@@ -144,11 +164,7 @@ fn failed(error: rocksdb::Error) -> io::Error {
     }
 }
 
-fn of_synced(error: io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("{SYNCED}: {error}"))
-}
-
-/// What was in the log may be in tables by now, which the check of the log does not see.
+/// RocksDB's own word for it, now that it has read everything.
 fn is_whole(db: &DB, reached: u64) -> io::Result<()> {
     match db.latest_sequence_number() {
         last if last < reached => Err(corrupt(format!(
@@ -158,38 +174,19 @@ fn is_whole(db: &DB, reached: u64) -> io::Result<()> {
     }
 }
 
-fn families() -> [ColumnFamilyDescriptor; 3] {
+fn families(buffers: &Buffers) -> [ColumnFamilyDescriptor; 3] {
     Family::ALL.map(|family| {
         let mut options = family_options();
         match family {
-            Family::Meta => options.set_write_buffer_size(MIB),
+            Family::Meta => options.set_write_buffer_size(buffers.meta),
             Family::Log | Family::Table => {
-                options.set_write_buffer_size(12 * MIB);
+                options.set_write_buffer_size(buffers.rows);
                 // Written all the time and hardly ever read, so sorted only when it is.
                 options.set_memtable_factory(MemtableFactory::Vector);
             }
         }
         ColumnFamilyDescriptor::new(name(family), options)
     })
-}
-
-fn synced_out(reached: u64) -> [u8; 12] {
-    let mut bytes = [0; 12];
-    bytes[..8].copy_from_slice(&reached.to_le_bytes());
-    let checksum = crc32fast::hash(&bytes[..8]);
-    bytes[8..].copy_from_slice(&checksum.to_le_bytes());
-    bytes
-}
-
-/// 0 if it is new, or was lost: then nothing is known.
-fn synced_in(file: &File) -> io::Result<u64> {
-    let mut bytes = [0; 12];
-    match file.read_exact_at(&mut bytes, 0) {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
-        read => read?,
-    }
-    let reached = u64::from_le_bytes(*bytes.first_chunk().expect("12 bytes"));
-    Ok(if synced_out(reached) == bytes { reached } else { 0 })
 }
 
 fn name(family: Family) -> &'static str {
@@ -200,7 +197,7 @@ fn name(family: Family) -> &'static str {
     }
 }
 
-fn database_options() -> Options {
+fn database_options(buffers: &Buffers) -> Options {
     let mut options = Options::default();
     options.create_if_missing(true);
     options.create_missing_column_families(true);
@@ -208,12 +205,14 @@ fn database_options() -> Options {
     options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
     options.set_track_and_verify_wals_in_manifest(true);
     options.set_paranoid_checks(true);
-    options.set_max_total_wal_size(64 * MIB as u64);
-    options.set_db_write_buffer_size(16 * MIB);
+    options.set_max_total_wal_size(buffers.wal);
+    options.set_db_write_buffer_size(buffers.all);
     // Needed by vectors; there is no second writer that could gain by it.
     options.set_allow_concurrent_memtable_write(false);
     options.set_max_open_files(128);
     options.set_max_background_jobs(2);
+    // Read to its end at every start, and what is new of it with every table.
+    options.set_max_manifest_file_size(4 * MIB);
     options.set_keep_log_file_num(3);
     options.set_log_level(rocksdb::LogLevel::Warn);
     options
@@ -221,9 +220,175 @@ fn database_options() -> Options {
 
 fn family_options() -> Options {
     let mut blocks = BlockBasedOptions::default();
-    blocks.set_block_cache(&Cache::new_lru_cache(8 * MIB));
+    blocks.set_block_cache(&Cache::new_lru_cache(2 * MIB));
     let mut options = Options::default();
     options.set_compression_type(DBCompressionType::None);
     options.set_block_based_table_factory(&blocks);
     options
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::super::{manifest, wal};
+    use super::*;
+
+    struct Rocks {
+        _dir: tempfile::TempDir,
+        db: PathBuf,
+        disk: Option<RocksDisk>,
+    }
+
+    impl Rocks {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let db = dir.path().join("db");
+            let disk = Some(RocksDisk::open(&db, &Buffers::PRODUCTION).unwrap());
+            Rocks { _dir: dir, db, disk }
+        }
+
+        fn disk(&self) -> &RocksDisk {
+            self.disk.as_ref().unwrap()
+        }
+
+        fn put_synced(&self, key: &str) {
+            let mut batch = Batch::default();
+            batch.put(Family::Meta, key, b"value".to_vec());
+            self.disk().write(batch).unwrap();
+            self.disk().sync().unwrap();
+        }
+
+        /// All that was written is in tables, and out of the write-ahead log.
+        fn write_tables(&self) {
+            for family in Family::ALL {
+                self.disk().db.flush_cf(self.disk().family(family)).unwrap();
+            }
+            self.disk().settle();
+        }
+
+        fn manifest(&self) -> PathBuf {
+            manifest::path(&self.db, manifest::current(&self.db).unwrap().unwrap())
+        }
+
+        fn newest_wal(&self) -> PathBuf {
+            wal::files(&self.db).unwrap().pop_last().unwrap().1
+        }
+
+        fn close(&mut self) {
+            self.disk = None;
+        }
+
+        fn reopen(&mut self) {
+            self.close();
+            self.disk = Some(RocksDisk::open(&self.db, &Buffers::PRODUCTION).unwrap());
+        }
+
+        /// Why it does not open: neither to serve nor to be read, nor the next time.
+        fn refusal(&mut self) -> String {
+            self.close();
+            let open = || RocksDisk::open(&self.db, &Buffers::PRODUCTION).err();
+            let read = || RocksDisk::open_to_read(&self.db, WalRecovery::Strict).err();
+            let [first, second, third] = [read(), open(), open()].map(|error| {
+                let error = error.expect("it is refused");
+                assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+                error.to_string()
+            });
+            assert!(first == second && second == third, "{first}, {second}, {third}");
+            first
+        }
+    }
+
+    fn set_len(file: &Path, bytes: u64) {
+        let file = fs::OpenOptions::new().write(true).open(file).unwrap();
+        file.set_len(bytes).unwrap();
+    }
+
+    #[test]
+    fn p3_a_manifest_that_has_lost_its_end_is_refused() {
+        let mut rocks = Rocks::new();
+        rocks.put_synced("a");
+        let older = fs::metadata(rocks.manifest()).unwrap().len();
+        rocks.write_tables();
+        // Its write-ahead log alone looks whole, up to the last write.
+        rocks.put_synced("b");
+        set_len(&rocks.manifest(), older);
+        let error = rocks.refusal();
+        assert!(
+            error.contains(&format!("the manifest ends at byte {older}, but ")),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn p3_an_older_manifest_is_refused() {
+        let mut rocks = Rocks::new();
+        rocks.put_synced("a");
+        let (older, bytes) = (rocks.manifest(), fs::read(rocks.manifest()).unwrap());
+        rocks.reopen();
+        rocks.put_synced("b");
+        rocks.close();
+        assert_ne!(rocks.manifest(), older);
+        fs::write(&older, bytes).unwrap();
+        let name = older.file_name().unwrap().to_str().unwrap();
+        fs::write(rocks.db.join("CURRENT"), format!("{name}\n")).unwrap();
+        let error = rocks.refusal();
+        assert!(error.contains("the manifest is number "), "{error}");
+        fs::remove_file(rocks.db.join("CURRENT")).unwrap();
+        let error = rocks.refusal();
+        assert!(error.contains("the manifest is number 0, but "), "{error}");
+    }
+
+    #[test]
+    fn p3_a_log_that_is_gone_is_missed_unless_its_writes_are_in_tables() {
+        let mut rocks = Rocks::new();
+        rocks.put_synced("a");
+        let first = rocks.newest_wal();
+        rocks.write_tables();
+        rocks.reopen();
+        assert!(!first.exists());
+        rocks.put_synced("b");
+        let second = rocks.newest_wal();
+        rocks.close();
+        fs::remove_file(&second).unwrap();
+        let error = rocks.refusal();
+        assert_eq!(error, "the write-ahead log ends with write 1, but write 2 was on disk");
+    }
+
+    #[test]
+    fn p3_a_log_that_begins_later_than_the_tables_end_is_refused_whatever_is_noted() {
+        let mut rocks = Rocks::new();
+        rocks.put_synced("a");
+        let older = fs::metadata(rocks.manifest()).unwrap().len();
+        rocks.write_tables();
+        rocks.put_synced("b");
+        rocks.close();
+        // To this manifest the first log is the oldest one, and was never closed.
+        set_len(&rocks.manifest(), older);
+        fs::remove_file(rocks.db.join("synced")).unwrap();
+        let error = rocks.refusal();
+        assert!(
+            error.contains("a hole before byte 0: write 1 was expected, 2 found"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_note_that_is_lost_or_damaged_is_of_nothing() {
+        let mut rocks = Rocks::new();
+        rocks.put_synced("a");
+        rocks.close();
+        let note = rocks.db.join("synced");
+        let good = Note::read(&rocks.db).unwrap();
+        assert_eq!(good.reached, 1);
+        let mut bytes = fs::read(&note).unwrap();
+        bytes[20] ^= 1;
+        for damaged in [&bytes[..], &bytes[..12], &[]] {
+            fs::write(&note, damaged).unwrap();
+            assert_eq!(Note::read(&rocks.db).unwrap(), Note::default());
+        }
+        fs::remove_file(&note).unwrap();
+        assert_eq!(Note::read(&rocks.db).unwrap(), Note::default());
+        rocks.reopen();
+    }
 }

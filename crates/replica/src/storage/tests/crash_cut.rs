@@ -136,7 +136,7 @@ impl Writer {
     fn new(seed: u64, acknowledges_before_sync: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let disk = Arc::new(Recording {
-            disk: RocksDisk::open(&dir.path().join("db")).unwrap(),
+            disk: RocksDisk::open(&dir.path().join("db"), &Buffers::PRODUCTION).unwrap(),
             waiting: Mutex::default(),
             acknowledges_before_sync,
         });
