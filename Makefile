@@ -17,7 +17,7 @@ export HOLDFAST_BIN := $(CARGO_TARGET_DIR)/debug/holdfast
 INCIDENT := $(CARGO_TARGET_DIR)/debug/incident $(if $(PAUSE),--pause)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo demo-chp test test-hubs sim sim-planted faults herd restarts fuzz-paths soak raw-table lab verify fix wheel bench bench-store bench-proxy bench-hub
+.PHONY: help setup build demo demo-chp test test-hubs crash-cut sim sim-planted faults herd restarts fuzz-paths soak raw-table lab verify fix wheel bench bench-store bench-proxy bench-hub
 
 help: ## lists these commands
 	@grep -hE '^[a-z-]+:.* ## ' Makefile | sed -E 's/^([a-z-]+):.* ## (.*)/  make \1\t\2/' | expand -t 20
@@ -40,6 +40,10 @@ test: setup ## all Rust and Python tests
 
 test-hubs: build ## the Python tests with other JupyterHubs and Pythons (HUBS="5.5.4 6.1.1" PYTHONS="python3.10 python3.13")
 	@scripts/test_hubs.sh
+
+crash-cut: setup ## power cuts and damaged files on the real RocksDB (SEEDS=20, or FIRST=7 SEEDS=1 to run one again)
+	@HOLDFAST_CRASH_CUT_SEEDS=$(or $(FIRST),1)..$$(($(or $(FIRST),1) + $(or $(SEEDS),20))) \
+		cargo test --quiet --workspace --lib -- --nocapture --test-threads=1 storage::tests::crash_cut
 
 sim: setup ## the cluster in simulated time under faults (SEEDS=20, or FIRST=7 SEEDS=1 to run one again)
 	@scripts/sim.sh seeds $(or $(FIRST),1) $(or $(SEEDS),20)

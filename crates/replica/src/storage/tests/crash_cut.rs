@@ -1,12 +1,16 @@
-//! Crash-cut: what is left of the write-ahead log after a power cut, and what a replica makes of it.
+//! Crash-cut: what is left of the database after a power cut, or on a bad disk, and what a replica makes of it.
 //!
 //! A writer does what openraft does. At every completed sync the size of the write-ahead log is noted, with all that
 //! was acknowledged by then. The directory as it was at some moments is copied, the end of its log is cut or scribbled
 //! upon, and the copy is opened: it must hold some prefix of what was written, and no less than was acknowledged.
 //!
-//! `HOLDFAST_CRASH_CUT_SEED=7` runs one seed alone.
+//! Then the same with a database of many small files, any of which is cut, scribbled upon or gone.
+//!
+//! `HOLDFAST_CRASH_CUT_SEEDS=7` or `=10..30` says which seeds are run.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -22,16 +26,43 @@ use super::super::sync::{Queue, Syncer, Waiting};
 use super::*;
 use crate::consensus::types::Vote;
 
-const SEEDS: u64 = 3;
-const STEPS: usize = 160;
-const MOMENTS: usize = 10;
+const SEEDS: Range<u64> = 1..4;
 const CUTS: usize = 10;
+/// Done to a file of each kind, at each moment.
+const DAMAGES: usize = 3;
 /// So low that single deletions are held; the time is the index of the entry.
 const HOLD: HoldPolicy = HoldPolicy {
     routes_max: 2,
     percent_max: 10,
     window_ms: 40,
     hold_ms: 60,
+};
+
+/// How much happens in a run, and in which buffers.
+#[derive(Clone, Copy)]
+struct Plan {
+    buffers: Buffers,
+    steps: usize,
+    moments: usize,
+}
+
+/// All in one file of the write-ahead log.
+const ONE_LOG: Plan = Plan {
+    buffers: Buffers::PRODUCTION,
+    steps: 160,
+    moments: 10,
+};
+
+/// In which tables are written and merged, and files of the write-ahead log begun and removed, all the time.
+const MANY_FILES: Plan = Plan {
+    buffers: Buffers {
+        meta: 64 * 1024,
+        rows: 64 * 1024,
+        all: 96 * 1024,
+        wal: 256 * 1024,
+    },
+    steps: 480,
+    moments: 5,
 };
 
 /// RocksDB that syncs when it is told to.
@@ -109,7 +140,7 @@ impl Seen {
 /// A directory as it was when the power went, and what had been promised by then.
 struct Moment {
     dir: TempDir,
-    /// Of the write-ahead log at the last completed sync.
+    /// Of the newest file of the write-ahead log at the last completed sync.
     synced_bytes: u64,
     /// The history's index of what was acknowledged.
     acknowledged: usize,
@@ -117,6 +148,7 @@ struct Moment {
 }
 
 struct Writer {
+    plan: Plan,
     rng: StdRng,
     dir: TempDir,
     disk: Arc<Recording>,
@@ -126,17 +158,17 @@ struct Writer {
     history: Vec<Seen>,
     model: State,
     acknowledged: usize,
-    synced_bytes: u64,
+    synced: (PathBuf, u64),
     term: u64,
     sessions: u64,
     moments: Vec<Moment>,
 }
 
 impl Writer {
-    fn new(seed: u64, acknowledges_before_sync: bool) -> Self {
+    fn new(plan: Plan, seed: u64, acknowledges_before_sync: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let disk = Arc::new(Recording {
-            disk: RocksDisk::open(&dir.path().join("db"), &Buffers::PRODUCTION).unwrap(),
+            disk: RocksDisk::open(&dir.path().join("db"), &plan.buffers).unwrap(),
             waiting: Mutex::default(),
             acknowledges_before_sync,
         });
@@ -145,8 +177,9 @@ impl Writer {
         let (machine, _) = StateMachine::open(store.clone()).unwrap();
         let log = LogStore::open(store).unwrap();
         // Whoever the directory belongs to is on disk already.
-        let (_, synced_bytes) = wal(dir.path());
+        let synced = wal(dir.path());
         Writer {
+            plan,
             rng: StdRng::seed_from_u64(seed),
             dir,
             disk,
@@ -155,7 +188,7 @@ impl Writer {
             history: vec![Seen::default()],
             model: State::default(),
             acknowledged: 0,
-            synced_bytes,
+            synced,
             term: 0,
             sessions: 0,
             moments: Vec::new(),
@@ -233,6 +266,15 @@ impl Writer {
         self.sessions += 1;
         let session = Some((self.sessions.to_be_bytes().repeat(2).try_into().unwrap(), 1));
         Content::Write((&Command { batch, session }).into())
+    }
+
+    /// Everything, and the last moment at its end.
+    async fn run(&mut self) {
+        for _ in 0..self.plan.steps {
+            self.step().await;
+            self.maybe_moment();
+        }
+        self.moment();
     }
 
     /// One thing that openraft does to its store.
@@ -346,24 +388,31 @@ impl Writer {
 
     fn sync(&mut self) {
         // Everything written so far is in the file, and so will be on the disk.
-        let (_, bytes) = wal(self.dir.path());
+        let written = wal(self.dir.path());
         self.disk.sync_all();
-        self.synced_bytes = bytes;
+        self.synced = written;
         self.acknowledged = self.history.len() - 1;
     }
 
     fn maybe_moment(&mut self) {
-        if self.moments.len() < MOMENTS && self.rng.random_range(0..STEPS / MOMENTS) == 0 {
+        let Plan { steps, moments, .. } = self.plan;
+        if self.moments.len() < moments && self.rng.random_range(0..steps / moments) == 0 {
             self.moment();
         }
     }
 
     fn moment(&mut self) {
+        // Now and then in the middle of what RocksDB does by itself.
+        if self.rng.random() {
+            self.disk.disk.settle();
+        }
         let dir = tempfile::tempdir().unwrap();
-        copy(self.dir.path(), dir.path());
+        copy_still(self.dir.path(), dir.path());
+        let (newest, _) = wal(self.dir.path());
+        let (synced, bytes) = &self.synced;
         self.moments.push(Moment {
             dir,
-            synced_bytes: self.synced_bytes,
+            synced_bytes: if newest == *synced { *bytes } else { 0 },
             acknowledged: self.acknowledged,
             written: self.history.len() - 1,
         });
@@ -376,7 +425,7 @@ fn replay(state: &mut State, entry: &Entry) {
     }
 }
 
-/// The live write-ahead log and its size.
+/// The newest file of the write-ahead log and its size.
 fn wal(path: &Path) -> (PathBuf, u64) {
     let files = fs::read_dir(path.join("db")).unwrap().map(|file| file.unwrap().path());
     let logs = files.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
@@ -385,15 +434,41 @@ fn wal(path: &Path) -> (PathBuf, u64) {
     (newest, bytes)
 }
 
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for file in fs::read_dir(from).unwrap().map(Result::unwrap) {
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for file in fs::read_dir(from)? {
+        let file = file?;
         let target = to.join(file.file_name());
-        if file.file_type().unwrap().is_dir() {
-            copy(&file.path(), &target);
-        } else {
-            fs::copy(file.path(), target).unwrap();
+        match file.file_type()?.is_dir() {
+            true => copy(&file.path(), &target)?,
+            false => drop(fs::copy(file.path(), target)?),
         }
+    }
+    Ok(())
+}
+
+/// Every file below, with its size.
+fn sizes(path: &Path) -> io::Result<BTreeMap<PathBuf, u64>> {
+    let mut sizes = BTreeMap::new();
+    for file in fs::read_dir(path)? {
+        let file = file?;
+        match file.file_type()?.is_dir() {
+            true => sizes.extend(self::sizes(&file.path())?),
+            false => drop(sizes.insert(file.path(), file.metadata()?.len())),
+        }
+    }
+    Ok(sizes)
+}
+
+/// Copies a directory in which RocksDB may be at work, as it was at one moment: none of its files changed meanwhile.
+fn copy_still(from: &Path, to: &Path) {
+    loop {
+        let before = sizes(from);
+        let copied = copy(from, to);
+        if copied.is_ok() && before.is_ok_and(|before| sizes(from).is_ok_and(|after| after == before)) {
+            return;
+        }
+        fs::remove_dir_all(to).unwrap();
     }
 }
 
@@ -431,9 +506,11 @@ async fn open_again(path: &Path) -> Result<Seen, String> {
     Ok(seen)
 }
 
-/// What is done to the end of the log.
+/// What is done to a file.
 #[derive(Clone, Copy, Debug)]
 enum Damage {
+    /// All of it.
+    Gone,
     /// Gone from here on.
     Cut(u64),
     /// Random bytes over this range.
@@ -445,10 +522,28 @@ enum Damage {
 }
 
 impl Damage {
+    /// Of any kind, anywhere in a file of so many bytes.
+    fn somewhere(bytes: u64, rng: &mut StdRng) -> Self {
+        if bytes == 0 {
+            return Damage::Gone;
+        }
+        let at = rng.random_range(0..bytes);
+        let end = (at + rng.random_range(1..=4096)).min(bytes);
+        match rng.random_range(0..6) {
+            0 => Damage::Gone,
+            1 => Damage::Cut(0),
+            2 => Damage::Cut(at),
+            3 => Damage::Noise(at, end),
+            4 => Damage::Zeros(at, end),
+            _ => Damage::Flip(at),
+        }
+    }
+
     fn inflict(self, file: &Path, rng: &mut StdRng) {
         let wal = fs::OpenOptions::new().read(true).write(true).open(file).unwrap();
         let over = |at: u64, bytes: Vec<u8>| wal.write_all_at(&bytes, at).unwrap();
         match self {
+            Damage::Gone => fs::remove_file(file).unwrap(),
             Damage::Cut(at) => wal.set_len(at).unwrap(),
             Damage::Noise(at, end) => over(at, (at..end).map(|_| rng.random()).collect()),
             Damage::Zeros(at, end) => over(at, (at..end).map(|_| 0).collect()),
@@ -472,12 +567,8 @@ struct Report {
 
 /// One seed; `Err` names what was lost.
 async fn run(seed: u64, acknowledges_before_sync: bool) -> Result<Report, String> {
-    let mut writer = Writer::new(seed, acknowledges_before_sync);
-    for _ in 0..STEPS {
-        writer.step().await;
-        writer.maybe_moment();
-    }
-    writer.moment();
+    let mut writer = Writer::new(ONE_LOG, seed, acknowledges_before_sync);
+    writer.run().await;
     let mut report = Report::default();
     for (number, moment) in writer.moments.iter().enumerate() {
         let (_, bytes) = wal(moment.dir.path());
@@ -509,7 +600,7 @@ async fn run(seed: u64, acknowledges_before_sync: bool) -> Result<Report, String
         }
         for damage in damages {
             let copied = tempfile::tempdir().unwrap();
-            copy(moment.dir.path(), copied.path());
+            copy(moment.dir.path(), copied.path()).unwrap();
             damage.inflict(&wal(copied.path()).0, &mut writer.rng);
             let before =
                 matches!(damage, Damage::Noise(at, _) | Damage::Zeros(at, _) | Damage::Flip(at) if at < synced);
@@ -550,10 +641,96 @@ async fn run(seed: u64, acknowledges_before_sync: bool) -> Result<Report, String
     Ok(report)
 }
 
-fn seeds() -> Vec<u64> {
-    match std::env::var("HOLDFAST_CRASH_CUT_SEED") {
-        Ok(seed) => vec![seed.parse().expect("a number")],
-        Err(_) => (1..=SEEDS).collect(),
+/// The files that a database is made of, by what they are.
+fn parts(path: &Path) -> BTreeMap<&'static str, Vec<PathBuf>> {
+    let (newest, _) = wal(path);
+    let mut parts = BTreeMap::<_, Vec<_>>::new();
+    for file in sizes(&path.join("db")).unwrap().into_keys() {
+        let name = file.file_name().unwrap().to_str().unwrap();
+        let part = match name {
+            _ if file == newest => NEWEST_WAL,
+            _ if name.ends_with(".log") => OLDER_WAL,
+            _ if name.ends_with(".sst") => "a table",
+            _ if name.starts_with("MANIFEST-") => "the manifest",
+            "CURRENT" => "the manifest's name",
+            "synced" => NOTE,
+            _ => continue,
+        };
+        parts.entry(part).or_default().push(file);
+    }
+    parts
+}
+
+const NEWEST_WAL: &str = "the newest log";
+const OLDER_WAL: &str = "an older log";
+const NOTE: &str = "the note of what was synced";
+
+/// How often a part was damaged, and how often that was refused.
+type Refusals = BTreeMap<&'static str, (usize, usize)>;
+
+/// One seed with a database of many files; `Err` names what was lost, or opened no more.
+async fn run_many_files(seed: u64) -> Result<Refusals, String> {
+    let mut writer = Writer::new(MANY_FILES, seed, false);
+    writer.run().await;
+    let mut refusals = Refusals::new();
+    for (number, moment) in writer.moments.iter().enumerate() {
+        let good = &writer.history[moment.acknowledged..=moment.written];
+        let as_it_was = tempfile::tempdir().unwrap();
+        copy(moment.dir.path(), as_it_was.path()).unwrap();
+        let killed = open_again(as_it_was.path()).await;
+        if killed.as_ref().ok() != good.last() {
+            let problem = killed.map_or_else(|problem| problem, |_| "lacks something".into());
+            return Err(format!(
+                "seed {seed}, moment {number}: killed, and not damaged: {problem}"
+            ));
+        }
+        for (part, files) in parts(moment.dir.path()) {
+            for _ in 0..DAMAGES {
+                let file = &files[writer.rng.random_range(0..files.len())];
+                let bytes = fs::metadata(file).unwrap().len();
+                let damage = Damage::somewhere(bytes, &mut writer.rng);
+                let copied = tempfile::tempdir().unwrap();
+                copy(moment.dir.path(), copied.path()).unwrap();
+                let below = file.strip_prefix(moment.dir.path()).unwrap();
+                damage.inflict(&copied.path().join(below), &mut writer.rng);
+                let what = format!("seed {seed}, moment {number}, {damage:?} of {part}, {below:?} of {bytes} bytes");
+                let torn = part == NEWEST_WAL && matches!(damage, Damage::Cut(at) if at >= moment.synced_bytes);
+                let (damaged, refused) = refusals.entry(part).or_default();
+                *damaged += 1;
+                // Whoever is refused tries again.
+                for attempt in ["opens", "opens at the second start"] {
+                    match open_again(copied.path()).await {
+                        Err(problem) if problem.starts_with("SILENT") => return Err(format!("{what}: {problem}")),
+                        Err(problem) if torn || part == NOTE => {
+                            return Err(format!("{what}: nothing is lost, but: {problem}"));
+                        }
+                        Err(_) => *refused += 1,
+                        Ok(seen) if good.contains(&seen) => break,
+                        Ok(seen) => {
+                            let older = writer.history.iter().position(|past| *past == seen);
+                            return Err(format!(
+                                "{what}: {attempt} with {} of {} writes, {} acknowledged",
+                                older.map_or_else(|| "what was never a prefix".into(), |at| at.to_string()),
+                                moment.written,
+                                moment.acknowledged
+                            ));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Ok(refusals)
+}
+
+fn seeds() -> Range<u64> {
+    let Ok(seeds) = std::env::var("HOLDFAST_CRASH_CUT_SEEDS") else {
+        return SEEDS;
+    };
+    let number = |text: &str| text.parse::<u64>().expect("a seed");
+    match seeds.split_once("..") {
+        Some((first, end)) => number(first)..number(end),
+        None => number(&seeds)..number(&seeds) + 1,
     }
 }
 
@@ -571,5 +748,16 @@ async fn a_store_that_acknowledges_before_it_syncs_is_found_out() {
         let lost = run(seed, true).await.expect_err("the planted bug must be found");
         println!("found: {lost}");
         assert!(lost.contains("acknowledged"), "{lost}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn p3_whatever_file_is_damaged_nothing_acknowledged_is_lost_without_a_word() {
+    for seed in seeds() {
+        let refusals = run_many_files(seed).await.unwrap_or_else(|lost| panic!("{lost}"));
+        println!("seed {seed}: damaged and refused: {refusals:?}");
+        for part in [OLDER_WAL, "a table"] {
+            assert!(refusals.contains_key(part), "seed {seed}: there was never {part}");
+        }
     }
 }
