@@ -29,13 +29,25 @@ def find_holdfast():
     return found
 
 
+async def leader_of(client):
+    """The leader's name, by the first answer of some replica that knows one. Closes the client."""
+
+    async def leader():
+        status = await client.status()
+        return next((member.name for member in status.members if member.node_id == status.leader_id), None)
+
+    name = await eventually(leader, "a replica leads")
+    await client.close()
+    return name
+
+
 class HoldfastUp:
-    """One `holdfast up` with its replicas and proxies, on ports of its own.
+    """One `holdfast up` with its replicas and proxies, on ports of its own; or with `socket` for users to come by.
 
     The output goes to `<data_dir>.log`; a failed start quotes it. The token is in `<data_dir>.token`, before the start already.
     """
 
-    def __init__(self, data_dir, replicas=3, proxies=2, token=TOKEN):
+    def __init__(self, data_dir, replicas=3, proxies=2, token=TOKEN, socket=None, flags=()):
         self.data_dir = Path(data_dir)
         self.log_path = self.data_dir.with_suffix(".log")
         self.token, self.token_file = token, str(self.data_dir.with_suffix(".token"))
@@ -45,6 +57,10 @@ class HoldfastUp:
         self.public_port = first + 10 * replicas
         self.admin_port = self.public_port + proxies
         self.replicas, self.proxies = replicas, proxies
+        self.more_flags = [
+            *(("--socket", socket) if socket else ("--ip", "127.0.0.1", "--port", self.public_port)),
+            *flags,
+        ]
         self.process = None
 
     @property
@@ -88,15 +104,7 @@ class HoldfastUp:
 
     async def leader(self):
         """The leader's name. The first answer of some replica that knows one decides."""
-        client = self.client()
-
-        async def leader():
-            status = await client.status()
-            return next((member.name for member in status.members if member.node_id == status.leader_id), None)
-
-        name = await eventually(leader, "a replica leads")
-        await client.close()
-        return name
+        return await leader_of(self.client())
 
     async def all_ready(self):
         """Returns when every replica says that it has caught up."""
@@ -110,7 +118,7 @@ class HoldfastUp:
             await client.close()
 
     def __enter__(self):
-        command = [find_holdfast(), "up", "--data-dir", self.data_dir, "--ip", "127.0.0.1", "--port", self.public_port]
+        command = [find_holdfast(), "up", "--data-dir", self.data_dir, *self.more_flags]
         command += ["--replicas", self.replicas, "--proxies", self.proxies]
         command += ["--base-port", self.base_port, "--proxy-admin-base", self.admin_port]
         command += ["--api-token-file", self.token_file]

@@ -1,8 +1,10 @@
 """A real JupyterHub as a process: dummy authenticator, local servers, real `jupyterhub-singleuser`."""
 
+import http.client
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import urllib.error
 import urllib.request
 from functools import cache
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from ports import free_ports
 
@@ -47,6 +49,9 @@ c.JupyterHub.load_roles = [
     {{"name": "tests", "services": ["tests"], "scopes": ["admin:users", "admin:servers", "access:servers", "proxy", "read:metrics"]}}
 ]
 """
+
+# Servers that answer with their user's name. They start at once and, unlike Jupyter Server, find themselves behind a quote.
+STUB_SERVERS = f"c.Spawner.cmd = [{sys.executable!r}, {str(Path(__file__).with_name('stub_server.py'))!r}]"
 
 
 class Hub:
@@ -212,7 +217,7 @@ def _opener(ca):
 
 
 def fetch(url, method="GET", body=None, host=None, ca=None):
-    """One request; redirects and errors are answers. Raises OSError when there is none.
+    """One request; redirects and errors are answers. Raises OSError when there is none. By a unix socket for `http+unix://`.
 
     Some wait for a server's start, which takes a busy machine as long as the hub's settings allow.
     """
@@ -220,6 +225,8 @@ def fetch(url, method="GET", body=None, host=None, ca=None):
     headers = {"Authorization": f"token {API_TOKEN}", "Content-Type": "application/json"}
     if host is not None:
         headers["Host"] = host
+    if url.startswith("http+unix://"):
+        return _fetch_by_socket(url, method, data, headers)
     request = urllib.request.Request(url, method=method, data=data, headers=headers)
     try:
         with _opener(ca).open(request, timeout=120) as response:
@@ -227,6 +234,24 @@ def fetch(url, method="GET", body=None, host=None, ca=None):
     except urllib.error.HTTPError as e:
         with e:
             return Answer(e.code, e.headers, e.read())
+
+
+def by_socket(path):
+    """The URL of what listens on this unix socket."""
+    return f"http+unix://{quote(str(path), safe='')}"
+
+
+def _fetch_by_socket(url, method, data, headers):
+    path, _, target = url.removeprefix("http+unix://").partition("/")
+    connection = http.client.HTTPConnection("localhost", timeout=120)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    try:
+        connection.sock.connect(unquote(path))
+        connection.request(method, f"/{target}", data, headers)
+        response = connection.getresponse()
+        return Answer(response.status, response.headers, response.read())
+    finally:
+        connection.close()
 
 
 def as_written(routes):
@@ -237,13 +262,13 @@ def as_written(routes):
 
 
 def until(condition, seconds, what, hub=None):
-    """Waits for `condition` to hold; a connection that is refused means not yet."""
+    """Waits for `condition` to hold; a connection that is refused, and a socket that is not there, mean not yet."""
     deadline = time.monotonic() + seconds
     while True:
         try:
             if condition():
                 return
-        except (ConnectionError, urllib.error.URLError):
+        except (ConnectionError, FileNotFoundError, urllib.error.URLError):
             pass
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds} s: {what}" + (f"\n{hub.log()}" if hub else ""))

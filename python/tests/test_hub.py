@@ -1,7 +1,6 @@
 """A real JupyterHub with real servers behind real proxies. Nothing here is a stand-in."""
 
 import asyncio
-import http.client
 import json
 import os
 import re
@@ -14,12 +13,11 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import quote
 
 import jupyterhub
 import pytest
 from holdfast_up import HoldfastUp, find_holdfast
-from hub import API_TOKEN, Hub, as_written, fetch, until
+from hub import STUB_SERVERS, Hub, as_written, by_socket, fetch, until
 from jupyterhub.utils import url_escape_path
 from ports import free_ports
 from processes import is_alive
@@ -401,6 +399,34 @@ class TestStartedByTheHub:
         assert answered_by_hub(hub.public_url, "/user/alice/")
         hub.stop()
 
+    def test_three_replicas_go_on_when_one_dies_and_come_back_with_their_routes(self, make_hub):
+        base = free_ports(30)
+        hub = make_hub(STUB_SERVERS, "c.HoldfastProxy.replicas = 3", f"c.HoldfastProxy.base_port = {base}")
+
+        def answers(user):
+            return fetch(f"{hub.public_url}/user/{user}/x").body == user.encode()
+
+        hub.start()
+        pid = up_file(hub)["pid"]
+        # One of them leads.
+        for name in ("r0", "r1", "r2"):
+            replica = up_file(hub)["children"][name]
+            os.kill(replica, signal.SIGKILL)
+            hub.start_server(f"user-of-{name}")
+            assert answers(f"user-of-{name}")
+            until(lambda: up_file(hub)["children"].get(name) not in (None, replica), 30, f"{name} is back", hub)  # noqa: B023
+        routes = hub.routes()
+        assert set(routes) == {"/", *(f"/user/user-of-{name}/" for name in ("r0", "r1", "r2"))}
+        assert up_file(hub)["pid"] == pid
+
+        # All at once.
+        os.killpg(pid, signal.SIGKILL)
+        until(lambda: "Holdfast is back" in hub.log(), 60, "Holdfast is started again", hub)
+        assert "missing route" not in hub.log()
+        assert hub.routes() == routes
+        assert answers("user-of-r1")
+        hub.stop()
+
     def test_a_holdfast_that_cannot_be_started_again_is_tried_until_it_can(self, make_hub, tmp_path):
         command, out_of_order = tmp_path / "holdfast", tmp_path / "out-of-order"
         command.write_text(f'#!/bin/sh\n[ -e {out_of_order} ] && exit 3\nexec {find_holdfast()} "$@"\n')
@@ -449,18 +475,18 @@ class TestStartedByTheHub:
     def test_users_and_proxies_come_by_unix_sockets(self, make_hub):
         # A longer path than about a hundred bytes is none for a socket.
         with tempfile.TemporaryDirectory(prefix="hub-") as directory:
-            users, hubs = f"{directory}/Users.sock", f"{directory}/hub.sock"
+            users, hubs = by_socket(f"{directory}/Users.sock"), by_socket(f"{directory}/hub.sock")
             hub = make_hub(
-                f"c.JupyterHub.bind_url = 'http+unix://{quote(users, safe='')}'",
-                f"c.JupyterHub.hub_bind_url = 'http+unix://{quote(hubs, safe='')}'",
-                f"c.JupyterHub.hub_connect_url = 'http+unix://{quote(hubs, safe='')}'",
+                f"c.JupyterHub.bind_url = {users!r}",
+                f"c.JupyterHub.hub_bind_url = {hubs!r}",
+                f"c.JupyterHub.hub_connect_url = {hubs!r}",
                 "c.HoldfastProxy.proxies = 2",
             )
             hub.launch()
             until(lambda: "JupyterHub is now running" in hub.log(), 90, "the hub runs", hub)
-            assert fetch_by(users, "/hub/login").status == 200
-            assert fetch_by(f"{users}.1", "/hub/login").status == 200
-            assert json.loads(fetch_by(users, "/hub/api/proxy").read())["/"]["target"].startswith("http+unix://")
+            assert fetch(f"{users}/hub/login").status == 200
+            assert fetch(f"{users}.1/hub/login").status == 200
+            assert json.loads(fetch(f"{users}/hub/api/proxy").body)["/"]["target"] == hubs
             hub.stop()
             assert not [name for name in os.listdir(directory) if name.startswith("Users")]
 
@@ -612,15 +638,6 @@ class TestStartedByTheHub:
         with pytest.raises(RuntimeError, match=words):
             hub.start()
         assert not (hub.directory / "holdfast-data" / "up.json").exists()
-
-
-def fetch_by(path, target):
-    """One request by a unix socket."""
-    connection = http.client.HTTPConnection("localhost", timeout=30)
-    connection.sock = socket.socket(socket.AF_UNIX)
-    connection.sock.connect(path)
-    connection.request("GET", target, headers={"Authorization": f"token {API_TOKEN}"})
-    return connection.getresponse()
 
 
 async def write_a_route(port, **credentials):

@@ -4,13 +4,11 @@ import json
 import os
 import shutil
 import signal
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from holdfast_up import HoldfastUp
-from hub import Hub, fetch, until
+from hub import STUB_SERVERS, Hub, fetch, until
 from many_servers import address_of, serve_many
 
 pytestmark = pytest.mark.timeout(600)
@@ -34,7 +32,7 @@ def make_hub(up, tmp_path):
         """A hub with a server for each of `USERS`."""
         settings = [
             *up.settings,
-            f"c.Spawner.cmd = [{sys.executable!r}, {str(Path(__file__).with_name('stub_server.py'))!r}]",
+            STUB_SERVERS,
             *more_settings,
         ]
         hub = Hub(tmp_path / "hub", up.public_port, settings)

@@ -13,7 +13,7 @@ import pytest
 from holdfast_up import HoldfastUp, find_holdfast
 from hub import as_written, fetch
 from hub_stand_in import Hub
-from jupyterhub.utils import url_escape_path
+from jupyterhub.utils import subdomain_hook_idna, subdomain_hook_legacy, url_escape_path
 from ports import free_port, free_ports
 from prometheus_client import REGISTRY
 from scripted_replica import ScriptedReplica
@@ -69,7 +69,16 @@ NAMES = [
     "a/b",
     "a%2Fb",
     "back`tick",
+    "`back` `tick`",
+    "o'brien",
+    "'single'",
+    '"double"',
     "\"'<&>",
+    "$(x) ${x} {x} {{x}}",
+    "a;b,c=d:e|f!*()[]",
+    "-dash",
+    "\u202etfel",
+    "a" * 200,
 ]
 
 
@@ -164,9 +173,10 @@ async def test_what_users_do_is_seen_as_last_activity(make_proxy, cluster):
             server.shutdown()
 
 
-async def test_names_are_hosts_and_servers_too(make_proxy):
+@pytest.mark.parametrize("hook", [subdomain_hook_idna, subdomain_hook_legacy])
+async def test_names_are_hosts_and_servers_too(make_proxy, hook):
     proxy = make_proxy(host_routing=True)
-    specs = [f"u-{n}.hub.example.org/user/{url_escape_path(name)}/" for n, name in enumerate(NAMES)]
+    specs = [f"{hook(name, 'hub.example.org', 'user')}/user/{url_escape_path(name)}/" for name in NAMES]
     for spec in specs:
         await proxy.add_route(spec, TARGET, {"user": spec})
     assert {spec: route["data"]["user"] for spec, route in (await proxy.get_all_routes()).items()} == {
@@ -285,6 +295,8 @@ def test_extra_routes_have_a_host_where_the_hub_has_one(make_proxy):
         ("/a/../b/", TARGET, {}, "routespec"),
         ("/a/%2e%2e/b/", TARGET, {}, "routespec"),
         ("/a/%zz/", TARGET, {}, "routespec"),
+        # A name may have one, and proxies take it for a slash or not, each in its own way.
+        ("/user/corp%5Calice/", TARGET, {}, "routespec"),
         ("/a/\x00/", TARGET, {}, "routespec"),
         ("/" + "a" * 9000 + "/", TARGET, {}, "routespec"),
         ("/a/", "ftp://127.0.0.1/", {}, "target"),
