@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence, Sized
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -65,6 +65,7 @@ CHANNEL_OPTIONS = [
 ]
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Sized)
 
 # Called with a channel, the seconds that this attempt may take, and those that are left for all attempts.
 Attempt = Callable[[grpc.aio.Channel, float, float], Awaitable[T]]
@@ -235,15 +236,23 @@ class RouteClient:
         route = response.route if response.HasField("route") else None
         return route if route is not None and route.namespace == self.namespace else None
 
-    async def list(self, prefix: str = "") -> list[routes_pb2.Route]:
+    async def list(self, prefix: str = "") -> Sequence[routes_pb2.Route]:
         """Every `Route` of this namespace as of one revision. Linearizable, and whole or an error."""
-        return [route for page in await self.pages(list, prefix) for route in page]
-
-    async def pages(self, take: Callable[[Sequence[routes_pb2.Route]], T], prefix: str = "") -> list[T]:
-        """What `take` makes of each page of the list, while the next one is on its way."""
         request = routes_pb2.ListRequest(namespace=self.namespace, prefix=prefix)
+        pages = await self._list(request, lambda page: page.routes)
+        return [route for page in pages for route in page]
 
-        async def attempt(channel: grpc.aio.Channel, seconds: float, left: float) -> list[T]:
+    async def list_json(self, take: Callable[[str], S]) -> Sequence[S]:
+        """The same, as what `take` makes of each page while the next one is on its way; as many things as it has routes.
+
+        A page is the text of a JSON array: `[[routespec, target, data, mod_revision, last_activity], ...]`.
+        """
+        request = routes_pb2.ListRequest(namespace=self.namespace, as_json=True)
+        # Without it, it is a page of none of its routes, and as such found to be broken.
+        return await self._list(request, lambda page: take(page.json or "[]"))
+
+    async def _list(self, request: routes_pb2.ListRequest, take: Callable[[routes_pb2.ListResponse], S]) -> Sequence[S]:
+        async def attempt(channel: grpc.aio.Channel, seconds: float, left: float) -> Sequence[S]:
             # The list may take all the time there is, but each page has to come within one attempt's.
             call = routes_pb2_grpc.RoutesStub(channel).List(request, timeout=left, metadata=self.credentials.metadata())
             try:
@@ -448,13 +457,13 @@ class _Session:
         self.sequence = 1
 
 
-async def _read_pages(call: Any, seconds: float, take: Callable[[Sequence[routes_pb2.Route]], T]) -> list[T]:
+async def _read_pages(call: Any, seconds: float, take: Callable[[routes_pb2.ListResponse], S]) -> list[S]:
     """What `take` makes of each page of a `List` stream.
 
     Raises `BrokenAnswer` unless the pages are of one revision and hold as many routes as they say: the hub deletes what
     it does not recognise and adds what it does not see, so half a list is worse than none.
     """
-    pages: list[T] = []
+    pages: list[S] = []
     position: tuple[int, int] | None = None
     total = found = 0
     while (page := await asyncio.wait_for(call.read(), seconds)) is not grpc.aio.EOF:
@@ -462,8 +471,8 @@ async def _read_pages(call: Any, seconds: float, take: Callable[[Sequence[routes
         if (page.epoch, page.revision) != position:
             raise BrokenAnswer(f"a list at (epoch, revision) {position} went on at {(page.epoch, page.revision)}")
         total = max(total, page.total)
-        found += len(page.routes)
-        pages.append(take(page.routes))
+        pages.append(take(page))
+        found += len(pages[-1])
     if position is None:
         raise BrokenAnswer("a list ended before its first page")
     if found != total:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import os
 import secrets
 import socket
 import sysconfig
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -431,7 +430,7 @@ class HoldfastProxy(Proxy):
         """
         start = time.perf_counter()
         routes = TableRoutes()
-        for page in await self.client.pages(_as_table_routes):
+        for page in await self.client.list_json(_as_table_routes):
             routes.take(page)
         PROXY_POLL_DURATION_SECONDS.observe(time.perf_counter() - start)
         return routes
@@ -441,7 +440,7 @@ class HoldfastProxy(Proxy):
         routespec = self.validate_routespec(routespec)
         route = await self.client.get(routespec)
         # The cluster finds it in another spelling, too (`%40` for `@`); in the list of all it is not under this one.
-        return None if route is None else _as_table_routes([route]).get(routespec)
+        return None if route is None or route.routespec != routespec else _as_hub_route(route)
 
     async def check_routes(
         self,
@@ -721,32 +720,23 @@ class _OneSocket(Resolver):
         return [(socket.AF_UNIX, self.path)]
 
 
-def _as_table_routes(listed: Sequence[routes_pb2.Route]) -> TableRoutes:
-    # There may be ten thousand of them a minute. A message makes its parts anew whenever it is asked for them; all data are read
-    # as one document, for one after the other takes three times as long.
-    listed = list(listed)
-    data = json.loads(f"[{','.join([route.data or '{}' for route in listed])}]")
+def _as_table_routes(page: str) -> TableRoutes:
+    # There may be ten thousand of them a minute, and read one by one they take three times as long.
     routes = TableRoutes()
-    for route, of_route in zip(listed, data, strict=True):
-        routespec = route.routespec
-        if route.last_activity_ms:
-            of_route["last_activity"] = _as_moment(route.last_activity_ms)
-        routes[routespec] = {"routespec": routespec, "target": route.target, "data": of_route}
-        routes.mod_revisions[routespec] = route.mod_revision
+    for routespec, target, data, mod_revision, last_activity in json.loads(page):
+        if last_activity is not None:
+            data["last_activity"] = last_activity
+        routes[routespec] = {"routespec": routespec, "target": target, "data": data}
+        routes.mod_revisions[routespec] = mod_revision
     return routes
 
 
-def _as_moment(unix_ms: int) -> str:
-    """In ISO 8601. For a list of ten thousand `datetime.isoformat` takes a quarter of the list's time, and this half of that."""
-    day, ms = divmod(unix_ms, 86_400_000)
-    hour, ms = divmod(ms, 3_600_000)
-    minute, ms = divmod(ms, 60_000)
-    return f"{_as_date(day)}T{hour:02}:{minute:02}:{ms / 1000:06.3f}Z"
-
-
-@functools.lru_cache(maxsize=8)
-def _as_date(unix_day: int) -> str:
-    return datetime.fromtimestamp(86_400 * unix_day, timezone.utc).date().isoformat()
+def _as_hub_route(route: routes_pb2.Route) -> dict[str, Any]:
+    data = json.loads(route.data or "{}")
+    if route.last_activity_ms:
+        moment = datetime.fromtimestamp(route.last_activity_ms / 1000, timezone.utc)
+        data["last_activity"] = moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return {"routespec": route.routespec, "target": route.target, "data": data}
 
 
 async def _ip_address(host: str | None) -> str:

@@ -1,6 +1,7 @@
 """RouteClient against replicas that fail in chosen ways: real gRPC, real sockets, real time."""
 
 import asyncio
+import json
 import time
 from contextlib import AsyncExitStack
 
@@ -505,6 +506,19 @@ async def test_a_list_is_all_its_pages(start):
 async def test_an_empty_table_is_an_empty_list(start):
     routes, _ = await start([[page()]])
     assert await routes.list() == []
+
+
+async def test_a_list_as_json_is_all_its_pages(start):
+    pages = [routes_pb2.ListResponse(revision=1, total=3, json=text) for text in ('[["/a/"], ["/b/"]]', '[["/c/"]]')]
+    routes, replica = await start([pages], namespace="hub-a")
+    assert await routes.list_json(json.loads) == [[["/a/"], ["/b/"]], [["/c/"]]]
+    assert (replica.calls[0].namespace, replica.calls[0].as_json) == ("hub-a", True)
+
+
+async def test_a_replica_that_knows_no_json_lists_nothing_rather_than_an_empty_table(start):
+    routes, _, second = await start([[page("/a/", total=1)]], [[routes_pb2.ListResponse(total=1, json='[["/a/"]]')]])
+    assert await routes.list_json(json.loads) == [[["/a/"]]]
+    assert len(second.calls) == 1
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,7 @@ impl RouteReader {
             namespace: namespace.map_or("*", Namespace::as_str).to_owned(),
             prefix: prefix.to_owned(),
             held,
+            as_json: false,
         };
         self.retried(async |replica, timeout| {
             let mut request = Request::new(list.clone());

@@ -173,28 +173,32 @@ class GetResponse(_message.Message):
     def __init__(self, route: _Optional[_Union[Route, _Mapping]] = ..., revision: _Optional[int] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class ListRequest(_message.Message):
-    __slots__ = ("namespace", "prefix", "held")
+    __slots__ = ("namespace", "prefix", "held", "as_json")
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     PREFIX_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
+    AS_JSON_FIELD_NUMBER: _ClassVar[int]
     namespace: str
     prefix: str
     held: bool
-    def __init__(self, namespace: _Optional[str] = ..., prefix: _Optional[str] = ..., held: bool = ...) -> None: ...
+    as_json: bool
+    def __init__(self, namespace: _Optional[str] = ..., prefix: _Optional[str] = ..., held: bool = ..., as_json: bool = ...) -> None: ...
 
 class ListResponse(_message.Message):
-    __slots__ = ("revision", "epoch", "routes", "total", "digest")
+    __slots__ = ("revision", "epoch", "routes", "total", "digest", "json")
     REVISION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROUTES_FIELD_NUMBER: _ClassVar[int]
     TOTAL_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
+    JSON_FIELD_NUMBER: _ClassVar[int]
     revision: int
     epoch: int
     routes: _containers.RepeatedCompositeFieldContainer[Route]
     total: int
     digest: bytes
-    def __init__(self, revision: _Optional[int] = ..., epoch: _Optional[int] = ..., routes: _Optional[_Iterable[_Union[Route, _Mapping]]] = ..., total: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
+    json: str
+    def __init__(self, revision: _Optional[int] = ..., epoch: _Optional[int] = ..., routes: _Optional[_Iterable[_Union[Route, _Mapping]]] = ..., total: _Optional[int] = ..., digest: _Optional[bytes] = ..., json: _Optional[str] = ...) -> None: ...
 
 class SubscribeRequest(_message.Message):
     __slots__ = ("start", "ack", "target_refused")

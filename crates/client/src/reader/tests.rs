@@ -15,6 +15,7 @@ fn page(total: u64, specs: &[&str]) -> ListResponse {
         routes: specs.iter().map(|spec| (&entry(spec, 1)).into()).collect(),
         total,
         digest: table(1, 4).digest().to_bytes().to_vec().into(),
+        json: String::new(),
     }
 }
 

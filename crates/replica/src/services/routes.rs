@@ -12,11 +12,12 @@ use holdfast_table::{
 };
 use holdfast_wire::convert::RouteActivity;
 use holdfast_wire::errors::{self, Reason};
-use holdfast_wire::proto;
 use holdfast_wire::proto::command::Command as Content;
 use holdfast_wire::proto::routes_client::RoutesClient;
 use holdfast_wire::proto::routes_server::Routes;
+use holdfast_wire::{proto, timestamp};
 use prost::Message as _;
+use serde_json::value::RawValue;
 use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status, Streaming};
@@ -181,15 +182,17 @@ impl Routes for RoutesService {
             routes: Vec::new(),
             total: entries.len() as u64,
             digest: table.digest().to_bytes().to_vec().into(),
+            json: String::new(),
         };
         let pages = Pages {
             context: self.0.clone(),
             head,
+            as_json: request.as_json,
             holds: holds.clone(),
             entries: entries.into_iter(),
             first: true,
         };
-        let mut response = Response::new(futures_util::stream::iter(pages).map(Ok).boxed() as Self::ListStream);
+        let mut response = Response::new(futures_util::stream::iter(pages).boxed() as Self::ListStream);
         hint(response.metadata_mut(), &consensus);
         Ok(response)
     }
@@ -383,15 +386,27 @@ fn no_leader(consensus: &Consensus, message: &str) -> Status {
 struct Pages {
     context: Arc<Context>,
     head: proto::ListResponse,
+    as_json: bool,
     holds: Holds,
     entries: std::vec::IntoIter<Arc<Entry>>,
     first: bool,
 }
 
 impl Iterator for Pages {
-    type Item = proto::ListResponse;
+    type Item = Result<proto::ListResponse, Status>;
 
-    fn next(&mut self) -> Option<proto::ListResponse> {
+    fn next(&mut self) -> Option<Self::Item> {
+        // The first page always comes: an empty table is an answer too.
+        let some = std::mem::take(&mut self.first) || !self.entries.as_slice().is_empty();
+        some.then(|| match self.as_json {
+            true => self.json_page(),
+            false => Ok(self.page()),
+        })
+    }
+}
+
+impl Pages {
+    fn page(&mut self) -> proto::ListResponse {
         let mut page = self.head.clone();
         let mut bytes = 0;
         while bytes < PAGE_BYTES
@@ -404,15 +419,48 @@ impl Iterator for Pages {
             bytes += route.encoded_len();
             page.routes.push(route);
         }
-        // The first page always comes: an empty table is an answer too.
-        let some = std::mem::take(&mut self.first) || !page.routes.is_empty();
-        some.then_some(page)
+        page
     }
+
+    fn json_page(&mut self) -> Result<proto::ListResponse, Status> {
+        let mut json = String::from("[");
+        while json.len() < PAGE_BYTES
+            && let Some(entry) = self.entries.next()
+        {
+            if json.len() > 1 {
+                json.push(',');
+            }
+            let element = as_json(&entry, self.context.activity.unix_ms(&entry));
+            json += &element.map_err(|error| Status::internal(format!("{}: {error}", entry.route.spec)))?;
+        }
+        json.push(']');
+        Ok(proto::ListResponse {
+            json,
+            ..self.head.clone()
+        })
+    }
+}
+
+/// A route's element of [`proto::ListResponse::json`].
+///
+/// # Errors
+/// Its data are no JSON, which no route's are.
+fn as_json(entry: &Entry, last_activity_ms: u64) -> serde_json::Result<String> {
+    let route = &entry.route;
+    let data: &RawValue = serde_json::from_str(route.data.as_str())?;
+    let last_activity = (last_activity_ms != 0).then(|| timestamp::to_text(last_activity_ms));
+    serde_json::to_string(&(
+        route.spec.as_str(),
+        route.target.as_str(),
+        data,
+        entry.modified.0,
+        last_activity,
+    ))
 }
 
 #[cfg(test)]
 mod tests {
-    use holdfast_table::Allowed;
+    use holdfast_table::{Allowed, Data, Route, Target};
 
     use super::*;
     use crate::config::{ApiAccess, ClusterConfig, PeerAddress, ReplicaConfig};
@@ -494,5 +542,22 @@ mod tests {
         let opened = routes.open_hub(Request::new(hub)).await.unwrap();
         assert_eq!(opened.into_inner().hub_epoch, 1);
         consensus.shutdown().await;
+    }
+
+    #[test]
+    fn a_route_in_a_page_of_json_is_what_the_hub_wrote() {
+        let entry = Entry {
+            route: Route {
+                spec: RouteSpec::parse("/user/it's\"b/").unwrap(),
+                target: Target::parse("http://10.0.0.1:8888/\"").unwrap(),
+                data: Data::parse("{\"n\": 1.0}").unwrap(),
+                namespace: Namespace::parse("default").unwrap(),
+            },
+            modified: Revision(7),
+        };
+        let json = |at_ms| as_json(&entry, at_ms).unwrap();
+        let written = r#"["/user/it's\"b/","http://10.0.0.1:8888/\"",{"n": 1.0},7,"#;
+        assert_eq!(json(0), format!("{written}null]"));
+        assert_eq!(json(1_234), format!("{written}\"1970-01-01T00:00:01.234Z\"]"));
     }
 }
