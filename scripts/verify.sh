@@ -14,6 +14,9 @@ cargo fmt --all --check
 step "Python lints (ruff)"
 "$HOLDFAST_VENV/bin/ruff" check .
 
+step "Python types (mypy)"
+(cd python && "$HOLDFAST_VENV/bin/mypy" --cache-dir "$HOLDFAST_CACHE/mypy")
+
 step "dependency directions"
 python3 scripts/check_dependencies.py
 

@@ -35,7 +35,7 @@ class WantedRoute:
 
     def is_served_by(self, route: Mapping[str, Any]) -> bool:
         """Whether the route leads there on behalf of the same user, service or hub. Its data may say more."""
-        return route["target"] == self.target and self.data.items() <= route["data"].items()
+        return bool(route["target"] == self.target and self.data.items() <= route["data"].items())
 
 
 @dataclass

@@ -46,7 +46,7 @@ ABOUT_ONE_CHANGE = frozenset({"invalid", "namespace", "precondition"})
 # Refusals that have become a part of their session, as an applied write does.
 DECIDED = frozenset({"namespace", "precondition"})
 
-CHANNEL_OPTIONS = [
+CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_receive_message_length", ANSWER_BYTES_MAX),
     # gRPC's own waits before it connects again grow to two minutes; a replica restarts in one second.
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -107,7 +107,7 @@ class RouteClient:
         concurrency: int = 32,
         credentials: Credentials | None = None,
         hub: bytes | None = None,
-        log: logging.Logger | logging.LoggerAdapter | None = None,
+        log: logging.Logger | logging.LoggerAdapter[Any] | None = None,
     ):
         self.endpoints = Endpoints(endpoints)
         self.namespace = namespace
@@ -283,7 +283,8 @@ class RouteClient:
     async def _open_hub(self, channel: grpc.aio.Channel, hub: bytes, seconds: float) -> int:
         endpoints = self.endpoints
         request = routes_pb2.OpenHubRequest(namespace=self.namespace, hub=hub)
-        opened = await self._unary(routes_pb2_grpc.RoutesStub(channel).OpenHub, request, seconds)
+        stub = routes_pb2_grpc.RoutesStub(channel)
+        opened: routes_pb2.OpenHubResponse = await self._unary(stub.OpenHub, request, seconds)
         # Meanwhile we may have moved to another cluster.
         if self.endpoints is endpoints:
             if self._hub_epoch is None:
@@ -349,7 +350,7 @@ class RouteClient:
                 await asyncio.sleep(min(next(waits), max(0.0, deadline - time.monotonic())))
         raise Unavailable(what, timeout, failures)
 
-    async def _unary(self, method: Callable[..., Any], request: Any, seconds: float) -> Any:
+    async def _unary(self, method: Callable[..., grpc.aio.UnaryUnaryCall[Any, T]], request: Any, seconds: float) -> T:
         call = method(request, timeout=seconds, metadata=self.credentials.metadata())
         answer = await call
         self._heard(await call.trailing_metadata())
@@ -385,37 +386,32 @@ class _LoopState:
         self._closing: set[asyncio.Future[None]] = set()
 
     def channel(self, address: str, credentials: Credentials, tls: bool) -> grpc.aio.Channel:
-        if tls and (seen := credentials.seen()) != self._seen:
-            self._renew(credentials, seen)
+        of_channels = self._renewed(credentials) if tls else None
         channel = self._channels.get((address, tls))
         if channel is None:
             if len(self._channels) >= CHANNELS_MAX:
                 self._retire(next(iter(self._channels)))
-            channel = self._channels[address, tls] = self._connect(address, credentials, tls)
+            channel = self._channels[address, tls] = _connect(address, of_channels, credentials.server_name)
         return channel
 
-    def _renew(self, credentials: Credentials, seen: Any) -> None:
-        """Takes the files as they are now. What is under way goes on with what it began with."""
+    def _renewed(self, credentials: Credentials) -> grpc.ChannelCredentials:
+        """The files as they are now. What is under way goes on with what it began with."""
+        seen = credentials.seen()
+        if self._of_channels is not None and seen == self._seen:
+            return self._of_channels
         try:
-            self._of_channels = credentials.of_channel()
+            renewed = credentials.of_channel()
         except (OSError, ValueError) as e:
-            if self._seen is None:
+            if self._of_channels is None:
                 raise NoChannel(str(e)) from None
             credentials.warn("Certificates stay as they were: %s", e)
-            return
-        if self._seen is not None:
+            return self._of_channels
+        if self._of_channels is not None:
             credentials.log.info("Certificates have changed: new connections to the replicas have the new ones")
-        self._seen = seen
+        self._of_channels, self._seen = renewed, seen
         for key in [key for key in self._channels if key[1]]:
             self._retire(key)
-
-    def _connect(self, address: str, credentials: Credentials, tls: bool) -> grpc.aio.Channel:
-        if not tls:
-            return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-        options = list(CHANNEL_OPTIONS)
-        if credentials.server_name:
-            options.append(("grpc.ssl_target_name_override", credentials.server_name))
-        return grpc.aio.secure_channel(address, self._of_channels, options=options)
+        return renewed
 
     def _retire(self, key: tuple[str, bool]) -> None:
         closing = asyncio.ensure_future(self._channels.pop(key).close(grace=RETIRE_SECONDS))
@@ -455,6 +451,16 @@ class _Session:
         """Another session, at its first write."""
         self.id = secrets.token_bytes(16)
         self.sequence = 1
+
+
+def _connect(address: str, credentials: grpc.ChannelCredentials | None, server_name: str) -> grpc.aio.Channel:
+    """Encrypted with `credentials`, in the clear without."""
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    options = list(CHANNEL_OPTIONS)
+    if server_name:
+        options.append(("grpc.ssl_target_name_override", server_name))
+    return grpc.aio.secure_channel(address, credentials, options=options)
 
 
 async def _read_pages(call: Any, seconds: float, take: Callable[[routes_pb2.ListResponse], S]) -> list[S]:

@@ -33,7 +33,7 @@ class Credentials:
     auth_token: str = field(default="", repr=False)
     # A file whose first line is the token.
     auth_token_file: str = ""
-    log: logging.Logger | logging.LoggerAdapter = field(default_factory=lambda: logging.getLogger(__name__))
+    log: logging.Logger | logging.LoggerAdapter[Any] = field(default_factory=lambda: logging.getLogger(__name__))
 
     _token_seen: Any = field(default=None, init=False, repr=False)
     _token_read: str = field(default="", init=False, repr=False)

@@ -300,37 +300,42 @@ class HoldfastProxy(Proxy):
 
     @validate("api_url")
     def _validate_api_url(self, proposal: Any) -> str:
+        value: str = proposal.value
         try:
-            parse_endpoints(proposal.value)
+            parse_endpoints(value)
         except ValueError as e:
             raise TraitError(f"HoldfastProxy.api_url: {e}") from None
-        return proposal.value
+        return value
 
     @validate("auth_token")
     def _validate_auth_token(self, proposal: Any) -> str:
+        value: str = proposal.value
         try:
-            Credentials(auth_token=proposal.value).check()
+            Credentials(auth_token=value).check()
         except ValueError as e:
             raise TraitError(f"HoldfastProxy.{e}") from None
-        return proposal.value
+        return value
 
     @validate("namespace")
     def _validate_namespace(self, proposal: Any) -> str:
-        if proposal.value in ("", "*"):
-            raise TraitError(f"HoldfastProxy.namespace: {proposal.value!r} names no namespace")
-        return proposal.value
+        value: str = proposal.value
+        if value in ("", "*"):
+            raise TraitError(f"HoldfastProxy.namespace: {value!r} names no namespace")
+        return value
 
     @validate("replicas")
     def _validate_replicas(self, proposal: Any) -> int:
-        if proposal.value not in (1, 3):
-            raise TraitError(f"HoldfastProxy.replicas: 1 or 3, not {proposal.value}")
-        return proposal.value
+        value: int = proposal.value
+        if value not in (1, 3):
+            raise TraitError(f"HoldfastProxy.replicas: 1 or 3, not {value}")
+        return value
 
     # Of the base class's name, for it takes the place of that one.
     @validate("extra_routes")
     def _validate_extra_routes(self, proposal: Any) -> dict[str, str]:
         if not self.mixed_routespecs:
-            return super()._validate_extra_routes(proposal)
+            checked: dict[str, str] = super()._validate_extra_routes(proposal)
+            return checked
         for routespec, target in proposal.value.items():
             if not target.lower().startswith(("http://", "https://")):
                 raise TraitError(f"HoldfastProxy.extra_routes: {routespec}: {target!r} is no http:// or https:// URL")
@@ -398,7 +403,8 @@ class HoldfastProxy(Proxy):
     def validate_routespec(self, routespec: str) -> str:
         """The routespec with its trailing slash. Raises ValueError for a host where none may be, or none where one must."""
         if not self.mixed_routespecs:
-            return super().validate_routespec(routespec)
+            checked: str = super().validate_routespec(routespec)  # type: ignore[no-untyped-call]
+            return checked
         return routespec if routespec.endswith("/") else f"{routespec}/"
 
     async def add_route(self, routespec: str, target: str, data: Mapping[str, Any] | None) -> None:

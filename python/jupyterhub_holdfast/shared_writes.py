@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass, field
+from typing import cast
 from weakref import WeakKeyDictionary
 
 from ._proto import routes_pb2
@@ -83,7 +84,7 @@ class SharedWrites:
                     here.routespecs.difference_update(batch)
         finally:
             # In one turn with having found nothing more, or who comes next would believe that we go on.
-            here.writers.remove(asyncio.current_task())
+            here.writers.remove(cast("asyncio.Task[None]", asyncio.current_task()))
 
     async def _write_batch(self, batch: dict[str, _Waiting]) -> None:
         try:
