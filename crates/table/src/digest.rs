@@ -102,6 +102,7 @@ impl From<(&SessionId, &Session)> for Term {
             &[
                 session.sequence,
                 session.last_used_index,
+                session.last_used_ms,
                 is_ok,
                 revision,
                 changed,
@@ -132,11 +133,11 @@ impl From<(&RouteSpec, Revision)> for Term {
     }
 }
 
-/// The ancestors in their order, and what is only counted.
-impl From<(&Lineage, [u64; 2])> for Term {
-    fn from((lineage, counted): (&Lineage, [u64; 2])) -> Self {
+/// The ancestors in their order, and what is only a number.
+impl From<(&Lineage, [u64; 3])> for Term {
+    fn from((lineage, numbers): (&Lineage, [u64; 3])) -> Self {
         let fields: Vec<_> = std::iter::once("lineage").chain(lineage.iter()).collect();
-        Term::hash(&fields, &counted)
+        Term::hash(&fields, &numbers)
     }
 }
 
@@ -217,13 +218,14 @@ mod tests {
             message: "as another version puts it".into(),
         };
         for (outcome, numbers) in [
-            (Ok(written), [3, 9, 1, 5, 1, 2]),
-            (Err(Rejection::SessionExpired), [3, 9, 0, 0, 0, 0]),
-            (Err(remembered), [3, 9, 0, 0, 0, 0]),
+            (Ok(written), [3, 9, 7, 1, 5, 1, 2]),
+            (Err(Rejection::SessionExpired), [3, 9, 7, 0, 0, 0, 0]),
+            (Err(remembered), [3, 9, 7, 0, 0, 0, 0]),
         ] {
             let session = Session {
                 sequence: 3,
                 last_used_index: 9,
+                last_used_ms: 7,
                 outcome,
             };
             let mut hasher = blake3::Hasher::new();

@@ -182,7 +182,8 @@ impl State {
         self.hubs.iter().for_each(|hub| digest.add(hub));
         self.holds.losses().iter().for_each(|loss| digest.add(loss));
         self.history.tombstones().for_each(|tombstone| digest.add(tombstone));
-        digest.add((&self.lineage, [self.history.horizon().0, self.node_id_max]));
+        let numbers = [self.history.horizon().0, self.node_id_max, self.sessions.forgotten_ms()];
+        digest.add((&self.lineage, numbers));
         digest
     }
 

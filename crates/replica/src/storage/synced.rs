@@ -165,7 +165,10 @@ impl Seen {
         let mut records = Records::new(&bytes, usize::try_from(from).map_err(io::Error::other)?);
         // RocksDB may be writing to it at this moment; the next look finds the end of it whole.
         while let Some(Ok(_)) = records.next() {}
-        // RocksDB syncs it too, but perhaps not yet.
+        // RocksDB syncs both too, but perhaps not yet: that it is this one that counts, and what is in it.
+        if number != self.number {
+            File::open(db)?.sync_all()?;
+        }
         file.sync_data()?;
         *self = Seen {
             number,

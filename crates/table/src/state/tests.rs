@@ -259,6 +259,7 @@ fn the_rest_of_a_state_at_all_its_bounds_is_hashed() {
         let session = Session {
             sequence: 1,
             last_used_index: n,
+            last_used_ms: n,
             outcome: Err(Rejection::SessionExpired),
         };
         state.sessions.record(id, session);
