@@ -6,6 +6,8 @@ use std::borrow::Cow;
 const BLOCK: usize = 32 * 1024;
 /// Checksum, length and type of a piece.
 const HEADER: usize = 7;
+/// What a disk writes at once, at least.
+const SECTOR: usize = 512;
 
 const FULL: u8 = 1;
 const FIRST: u8 = 2;
@@ -42,8 +44,35 @@ impl<'a> Records<'a> {
         self.whole
     }
 
+    /// True if there is more after what could be read: to be asked at the end.
+    pub fn is_torn(&self) -> bool {
+        self.at < self.begin + self.bytes.len()
+    }
+
     /// The next piece, `None` if the file ends before it or within.
     fn piece(&mut self) -> Result<Option<(u8, &'a [u8])>, Damage> {
+        let at = self.at;
+        let piece = self.read_piece();
+        if piece.is_err() && self.is_unwritten(at) {
+            self.at = at;
+            return Ok(None);
+        }
+        piece
+    }
+
+    /// True if the file has nothing but zeros from a sector on that the piece at `at` reaches into: a file system may give
+    /// a file its new length before its new bytes.
+    fn is_unwritten(&self, at: usize) -> bool {
+        let rest = self.bytes.get(at - self.begin..).unwrap_or_default();
+        let length = rest
+            .get(4..6)
+            .map_or(0, |length| usize::from(length[0]) | usize::from(length[1]) << 8);
+        let written = rest.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        let zeros = (at + written).next_multiple_of(SECTOR) - at;
+        zeros < rest.len().min(HEADER + length)
+    }
+
+    fn read_piece(&mut self) -> Result<Option<(u8, &'a [u8])>, Damage> {
         let left = BLOCK - self.at % BLOCK;
         if left < HEADER {
             self.at += left;
@@ -53,7 +82,6 @@ impl<'a> Records<'a> {
         let Some((header, body)) = rest.split_first_chunk::<HEADER>() else {
             return Ok(None);
         };
-        // A file system may give a file its new length before its new bytes.
         if *header == [0; HEADER] && rest.iter().all(|byte| *byte == 0) {
             return Ok(None);
         }
@@ -191,5 +219,29 @@ mod tests {
         assert!(records.next().unwrap().is_ok());
         assert_eq!(records.next(), Some(Err((BLOCK, "a checksum that does not match"))));
         assert_eq!((records.next(), records.whole()), (None, second));
+    }
+
+    #[test]
+    fn zeros_from_a_sector_on_to_the_end_are_a_torn_end_and_no_others() {
+        let whole = piece(FULL, b"whole");
+        let file = [whole.clone(), piece(FULL, &[7; 3 * SECTOR])].concat();
+        let read = |zeros: std::ops::Range<usize>| {
+            let mut bytes = file.clone();
+            bytes[zeros].fill(0);
+            let mut records = Records::new(&bytes, 0);
+            let good = records.by_ref().take_while(Result::is_ok).count();
+            (good, records.is_torn(), records.whole())
+        };
+        for from in [SECTOR, 2 * SECTOR, 3 * SECTOR] {
+            assert_eq!(read(from..file.len()), (1, true, whole.len()), "{from}");
+        }
+        for damage in [SECTOR..2 * SECTOR, SECTOR + 1..file.len(), file.len() - 1..file.len()] {
+            let mut bytes = file.clone();
+            bytes[damage.clone()].fill(0);
+            let last = Records::new(&bytes, 0).last();
+            let torn = damage.start.next_multiple_of(SECTOR) < file.len() && damage.end == file.len();
+            assert_eq!(last.unwrap().is_err(), !torn, "{damage:?}");
+        }
+        assert_eq!(read(0..0), (2, false, file.len()));
     }
 }

@@ -58,7 +58,9 @@ impl RocksDisk {
         fs::create_dir_all(path)?;
         let synced = Synced::open(path)?;
         let note = Note::read(path)?;
-        note.check(path)?;
+        if let Some(torn) = note.check(path)? {
+            torn.cut_off()?;
+        }
         let db = DB::open_cf_descriptors(&database_options(buffers), path, families(buffers)).map_err(failed)?;
         is_whole(&db, note.reached)?;
         Ok(RocksDisk {

@@ -9,9 +9,10 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use super::corrupt;
 use super::manifest::{self, Manifest};
 use super::records::Records;
-use super::{corrupt, wal};
+use super::wal::{self, TornEnd};
 
 /// Where the note is: it goes where the database goes.
 const SYNCED: &str = "synced";
@@ -44,12 +45,12 @@ impl Note {
     }
 
     /// Checks that nothing is missing in `db` that was on disk when this was noted, and that what RocksDB is going to
-    /// read besides its tables is whole.
+    /// read besides its tables is whole, but for the end that is returned.
     ///
     /// # Errors
     /// Of kind [`InvalidData`](io::ErrorKind::InvalidData): what is damaged; an end that was never acknowledged is none.
     /// Of any other: it cannot be read.
-    pub fn check(&self, db: &Path) -> io::Result<()> {
+    pub fn check(&self, db: &Path) -> io::Result<Option<TornEnd>> {
         let found = Manifest::read(db)?.unwrap_or_default();
         if found.number < self.manifest {
             return Err(corrupt(format!(
@@ -150,8 +151,8 @@ impl Seen {
         if length.is_ok_and(|length| length == self.length) {
             return Ok(());
         }
-        // If it cannot be opened, because there are no more descriptors or it has just been replaced, then what was known
-        // of it stays known until the next look.
+        // If it cannot be opened or read, because there are no more descriptors or it has just been replaced, then what was
+        // known of it stays known until the next look.
         let Ok(Some(number)) = manifest::current(db) else {
             return Ok(());
         };
@@ -160,14 +161,18 @@ impl Seen {
         };
         let from = if number == self.number { self.whole } else { 0 };
         let mut bytes = Vec::new();
-        file.seek(SeekFrom::Start(from))?;
-        file.read_to_end(&mut bytes)?;
+        if file.seek(SeekFrom::Start(from)).is_err() || file.read_to_end(&mut bytes).is_err() {
+            return Ok(());
+        }
         let mut records = Records::new(&bytes, usize::try_from(from).map_err(io::Error::other)?);
         // RocksDB may be writing to it at this moment; the next look finds the end of it whole.
         while let Some(Ok(_)) = records.next() {}
         // RocksDB syncs both too, but perhaps not yet: that it is this one that counts, and what is in it.
         if number != self.number {
-            File::open(db)?.sync_all()?;
+            let Ok(folder) = File::open(db) else {
+                return Ok(());
+            };
+            folder.sync_all()?;
         }
         file.sync_data()?;
         *self = Seen {

@@ -15,18 +15,38 @@ use super::corrupt;
 use super::manifest::Manifest;
 use super::records::Records;
 
+/// The torn end of the log: what was never acknowledged.
+#[derive(Debug, PartialEq, Eq)]
+pub struct TornEnd {
+    file: PathBuf,
+    whole: u64,
+}
+
+impl TornEnd {
+    /// Cuts it off. RocksDB forgives only some of the ways in which an end can be torn: none that leaves zeros in a record.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn cut_off(&self) -> io::Result<()> {
+        let file = fs::OpenOptions::new().write(true).open(&self.file)?;
+        file.set_len(self.whole)?;
+        file.sync_all()
+    }
+}
+
 /// Checks every file of the log in `db` that is still needed beside the tables of `manifest`. Everything up to the
-/// write number `synced` was on disk once.
+/// write number `synced` was on disk once. Returns the end that was torn, if it was.
 ///
 /// # Errors
 /// Of kind [`InvalidData`](io::ErrorKind::InvalidData): what is damaged. An end that was never acknowledged is none.
 /// Of any other: the log cannot be read.
-pub fn check(db: &Path, manifest: &Manifest, synced: u64) -> io::Result<()> {
-    let mut last = None;
+pub fn check(db: &Path, manifest: &Manifest, synced: u64) -> io::Result<Option<TornEnd>> {
+    let (mut last, mut torn) = (None, None);
     for file in files(db)?.range(manifest.oldest_wal..).map(|(_, file)| file) {
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let bytes = fs::read(file).map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))?;
-        for record in Records::new(&bytes, 0) {
+        let mut records = Records::new(&bytes, 0);
+        for record in &mut records {
             let damaged = |(at, problem)| corrupt(format!("{name}: {problem} at byte {at}"));
             let (at, record) = record.map_err(damaged)?;
             let write = Write::of(&record).ok_or_else(|| damaged((at, "a write without a number")))?;
@@ -39,12 +59,16 @@ pub fn check(db: &Path, manifest: &Manifest, synced: u64) -> io::Result<()> {
             }
             last = Some(write.first + write.changes - 1);
         }
+        torn = records.is_torn().then(|| TornEnd {
+            file: file.clone(),
+            whole: records.whole() as u64,
+        });
     }
     match last.unwrap_or(manifest.in_tables) {
         last if last < synced => Err(corrupt(format!(
             "the write-ahead log ends with write {last}, but write {synced} was on disk"
         ))),
-        _ => Ok(()),
+        _ => Ok(torn),
     }
 }
 

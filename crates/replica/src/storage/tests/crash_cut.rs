@@ -517,6 +517,8 @@ enum Damage {
     Noise(u64, u64),
     /// Zeros over this range.
     Zeros(u64, u64),
+    /// Zeros from this sector on, as a file system may leave them that had the length on disk before the bytes.
+    Unwritten(u64),
     /// One bit of this byte.
     Flip(u64),
 }
@@ -547,6 +549,10 @@ impl Damage {
             Damage::Cut(at) => wal.set_len(at).unwrap(),
             Damage::Noise(at, end) => over(at, (at..end).map(|_| rng.random()).collect()),
             Damage::Zeros(at, end) => over(at, (at..end).map(|_| 0).collect()),
+            Damage::Unwritten(at) => {
+                let end = fs::metadata(file).unwrap().len();
+                over(at, vec![0; usize::try_from(end - at).unwrap()]);
+            }
             Damage::Flip(at) => {
                 let mut byte = [0];
                 wal.read_exact_at(&mut byte, at).unwrap();
@@ -585,6 +591,10 @@ async fn run(seed: u64, acknowledges_before_sync: bool) -> Result<Report, String
                     _ => Damage::Flip(at),
                 });
             }
+            let sector = synced.next_multiple_of(512) + 512 * writer.rng.random_range(0..4);
+            if sector < bytes {
+                damages.push(Damage::Unwritten(sector));
+            }
             if synced > 0 {
                 // Nearer to the end more often: there it looks most like a torn write.
                 let reach = [64, 4096, 40_000, u64::MAX][writer.rng.random_range(0..4)];
@@ -607,7 +617,7 @@ async fn run(seed: u64, acknowledges_before_sync: bool) -> Result<Report, String
             let what = format!("seed {seed}, moment {number}, {damage:?} of {bytes} bytes, {synced} of them synced");
             let refused = match open_again(copied.path()).await {
                 Err(problem) if problem.starts_with("SILENT") => return Err(format!("{what}: {problem}")),
-                Err(problem) if matches!(damage, Damage::Cut(_)) => {
+                Err(problem) if matches!(damage, Damage::Cut(_) | Damage::Unwritten(_)) => {
                     return Err(format!("{what}: a torn end must open, but: {problem}"));
                 }
                 Err(_) => true,
@@ -626,7 +636,7 @@ async fn run(seed: u64, acknowledges_before_sync: bool) -> Result<Report, String
                 }
             };
             match damage {
-                Damage::Cut(_) => report.cuts += 1,
+                Damage::Cut(_) | Damage::Unwritten(_) => report.cuts += 1,
                 _ if before => {
                     report.scribbled_before += 1;
                     report.scribbled_before_refused += usize::from(refused);
