@@ -1,7 +1,9 @@
 //! Route, RouteSpec, Target: parsed once, valid ever after.
 
 use std::borrow::Borrow;
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::SocketAddrV4;
 use std::sync::{Arc, LazyLock};
 
@@ -49,27 +51,91 @@ impl FieldError {
 /// What a route is found by: host and decoded segments in their one canonical spelling, without a trailing slash.
 ///
 /// `""` is the root; `/user/alice` a path; `alice.hub.example.org/user/alice` a path on one host.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RouteKey(Arc<str>);
+#[derive(Clone)]
+pub struct RouteKey {
+    /// The spelling of the routespec, and after it the key, unless that is how the spelling begins.
+    text: Arc<str>,
+    start: u16,
+    end: u16,
+}
 
 impl RouteKey {
+    /// The key of the routespec that is spelt like this.
+    fn new(spelling: &str, key: &str) -> Self {
+        let at = |place: usize| u16::try_from(place).expect("both are far shorter");
+        if spelling.strip_suffix('/') == Some(key) {
+            return RouteKey {
+                text: spelling.into(),
+                start: 0,
+                end: at(key.len()),
+            };
+        }
+        let text: Arc<str> = format!("{spelling}{key}").into();
+        RouteKey {
+            start: at(spelling.len()),
+            end: at(text.len()),
+            text,
+        }
+    }
+
     /// The canonical text.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.text[usize::from(self.start)..usize::from(self.end)]
+    }
+
+    /// The routespec's spelling.
+    fn spelling(&self) -> &str {
+        match self.start {
+            0 => &self.text,
+            start => &self.text[..usize::from(start)],
+        }
     }
 
     pub(crate) fn depth(&self) -> usize {
-        self.0.bytes().filter(|b| *b == b'/').count()
+        self.as_str().bytes().filter(|b| *b == b'/').count()
     }
 
     pub(crate) fn has_host(&self) -> bool {
-        !self.0.is_empty() && !self.0.starts_with('/')
+        !self.as_str().is_empty() && !self.as_str().starts_with('/')
+    }
+}
+
+/// By the canonical text alone, as all that follows.
+impl PartialEq for RouteKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for RouteKey {}
+
+impl PartialOrd for RouteKey {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for RouteKey {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.as_str().cmp(other.as_str())
+    }
+}
+
+impl Hash for RouteKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
     }
 }
 
 impl Borrow<str> for RouteKey {
     fn borrow(&self) -> &str {
-        &self.0
+        self.as_str()
+    }
+}
+
+impl fmt::Debug for RouteKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.as_str())
     }
 }
 
@@ -77,9 +143,8 @@ impl Borrow<str> for RouteKey {
 ///
 /// Ends with `/`; begins with `/`, or with a host name for host routing. Two spellings of the same path
 /// (`/user/%40lice/`, `/user/@lice/`) are one route: they have one [`key`](RouteSpec::key).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct RouteSpec {
-    text: Arc<str>,
     key: RouteKey,
 }
 
@@ -110,8 +175,7 @@ impl RouteSpec {
         }
         if host.is_empty() {
             return Ok(RouteSpec {
-                text: text.into(),
-                key: RouteKey(path.into()),
+                key: RouteKey::new(text, path),
             });
         }
         if !host.starts_with('[') && host.contains(':') {
@@ -124,14 +188,13 @@ impl RouteSpec {
             return Err(refuse("must begin with '/' or with a host name that has a dot".into()));
         }
         Ok(RouteSpec {
-            text: text.into(),
-            key: RouteKey(format!("{host}{path}").into()),
+            key: RouteKey::new(text, &format!("{host}{path}")),
         })
     }
 
     /// The hub's own spelling.
     pub fn as_str(&self) -> &str {
-        &self.text
+        self.key.spelling()
     }
 
     /// What the route is found by.
@@ -140,9 +203,23 @@ impl RouteSpec {
     }
 }
 
+impl PartialEq for RouteSpec {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for RouteSpec {}
+
 impl fmt::Display for RouteSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.text.fmt(f)
+        self.as_str().fmt(f)
+    }
+}
+
+impl fmt::Debug for RouteSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.as_str())
     }
 }
 
@@ -500,7 +577,21 @@ mod tests {
             (host.key().as_str(), host.key().depth()),
             ("alice.hub.org/user/a%2Fb", 2)
         );
+        assert_eq!(host.as_str(), "Alice.Hub.org/user/a%2Fb/");
         assert_eq!(RouteSpec::parse("hub.org/").unwrap().key().as_str(), "hub.org");
+        assert_eq!(RouteSpec::parse("/").unwrap().as_str(), "/");
+    }
+
+    #[test]
+    fn two_spellings_of_a_path_are_two_specs_and_one_key() {
+        let [plain, escaped] = ["/user/@lice/", "/user/%40lice/"].map(|spec| RouteSpec::parse(spec).unwrap());
+        assert_ne!(plain, escaped);
+        assert_eq!(plain.key(), escaped.key());
+        assert_eq!(plain.key().cmp(escaped.key()), Ordering::Equal);
+        let found: std::collections::HashSet<_> = [plain.key().clone(), escaped.key().clone()].into();
+        assert!(found.len() == 1 && found.contains("/user/@lice"));
+        let longest = format!("/{}/", "é".repeat(SPEC_BYTES_MAX / 2 - 1));
+        assert_eq!(RouteSpec::parse(&longest).unwrap().as_str(), longest);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Table: apply a Batch, look up a request.
 
+use std::borrow::Borrow;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use imbl::{HashMap, OrdMap};
@@ -21,6 +23,30 @@ pub struct Entry {
     pub modified: Revision,
 }
 
+/// An entry that is found by its route's key.
+#[derive(Clone, Debug)]
+struct Keyed(Arc<Entry>);
+
+impl Borrow<str> for Keyed {
+    fn borrow(&self) -> &str {
+        self.0.route.spec.key().as_str()
+    }
+}
+
+impl Hash for Keyed {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Borrow::<str>::borrow(self).hash(state);
+    }
+}
+
+impl PartialEq for Keyed {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.route.spec.key() == other.0.route.spec.key()
+    }
+}
+
+impl Eq for Keyed {}
+
 /// All routes at one revision.
 ///
 /// Persistent: a clone shares everything with its original and costs nothing, and a change costs its own size. So the
@@ -30,7 +56,8 @@ pub struct Table {
     epoch: Epoch,
     revision: Revision,
     digest: Digest,
-    entries: HashMap<RouteKey, Arc<Entry>>,
+    // The values are in the keys: half of the places of such a map are empty, so they have to be small.
+    entries: HashMap<Keyed, ()>,
     // How many routes have so many segments, with a host and without: a lookup probes only depths that exist.
     host_depths: OrdMap<usize, usize>,
     path_depths: OrdMap<usize, usize>,
@@ -81,7 +108,7 @@ impl Table {
     /// The digest computed from scratch, to be compared with [`digest`](Self::digest). Costs the whole table.
     pub fn recompute_digest(&self) -> Digest {
         let mut digest = Digest::default();
-        self.entries.values().for_each(|entry| digest.add(entry.as_ref()));
+        self.iter().for_each(|entry| digest.add(entry.as_ref()));
         digest
     }
 
@@ -97,17 +124,21 @@ impl Table {
 
     /// The route with exactly this key.
     pub fn get(&self, key: &RouteKey) -> Option<&Arc<Entry>> {
-        self.entries.get(key)
+        self.find(key.as_str())
+    }
+
+    fn find(&self, key: &str) -> Option<&Arc<Entry>> {
+        self.entries.get_key_value(key).map(|(Keyed(entry), ())| entry)
     }
 
     /// Every route, in no order.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Entry>> {
-        self.entries.values()
+        self.entries.keys().map(|Keyed(entry)| entry)
     }
 
     /// Every route, sorted by the hub's spelling.
     pub fn sorted(&self) -> Vec<Arc<Entry>> {
-        let mut entries: Vec<_> = self.entries.values().cloned().collect();
+        let mut entries: Vec<_> = self.iter().cloned().collect();
         entries.sort_unstable_by(|a, b| a.route.spec.as_str().cmp(b.route.spec.as_str()));
         entries
     }
@@ -133,7 +164,7 @@ impl Table {
         let present = depths.range(..ends.len()).rev();
         present
             .map(|(depth, _)| &full[..offset + ends[*depth]])
-            .find_map(|prefix| self.entries.get(prefix))
+            .find_map(|prefix| self.find(prefix))
     }
 
     /// Applies a batch: all of it or nothing, one revision if anything changed.
@@ -180,7 +211,7 @@ impl Table {
         hidden: impl Fn(&RouteKey) -> bool,
     ) -> impl Iterator<Item = &'a Change> {
         batch.changes().iter().filter(move |change| {
-            let present = self.entries.get(change.key()).filter(|_| !hidden(change.key()));
+            let present = self.get(change.key()).filter(|_| !hidden(change.key()));
             match change {
                 Change::Put(route) => present.is_none_or(|entry| entry.route != *route),
                 Change::Delete(_) => present.is_some(),
@@ -236,7 +267,7 @@ impl Table {
 
     /// Whether a batch may be applied, to somebody for whom hidden routes are not there.
     pub(crate) fn check(&self, batch: &Batch, hidden: impl Fn(&RouteKey) -> bool) -> Result<(), Rejection> {
-        let get = |key: &RouteKey| self.entries.get(key).filter(|_| !hidden(key));
+        let get = |key: &RouteKey| self.get(key).filter(|_| !hidden(key));
         for precondition in batch.preconditions() {
             match precondition {
                 Precondition::TableRevision(expected) if *expected != self.revision => {
@@ -274,7 +305,8 @@ impl Table {
     fn insert(&mut self, entry: Arc<Entry>) -> Option<Arc<Entry>> {
         let key = entry.route.spec.key().clone();
         self.digest.add(entry.as_ref());
-        let replaced = self.entries.insert(key.clone(), entry);
+        let replaced = self.get(&key).cloned();
+        self.entries.insert(Keyed(entry), ());
         match &replaced {
             Some(replaced) => self.digest.remove(replaced.as_ref()),
             None => *self.depths(&key).entry(key.depth()).or_insert(0) += 1,
@@ -283,7 +315,7 @@ impl Table {
     }
 
     fn remove(&mut self, key: &RouteKey) -> Option<Arc<Entry>> {
-        let removed = self.entries.remove(key)?;
+        let (Keyed(removed), ()) = self.entries.remove_with_key(key.as_str())?;
         self.digest.remove(removed.as_ref());
         let depth = key.depth();
         let depths = self.depths(key);
@@ -304,10 +336,7 @@ impl Table {
 
     /// Routes of one namespace.
     pub fn count(&self, namespace: &Namespace) -> usize {
-        self.entries
-            .values()
-            .filter(|entry| entry.route.namespace == *namespace)
-            .count()
+        self.iter().filter(|entry| entry.route.namespace == *namespace).count()
     }
 }
 
