@@ -104,6 +104,8 @@ impl Sessions {
 
     /// Keeps the outcome of the session's newest write. Returns the sessions it forgot for it, least recently used first.
     pub fn record(&mut self, id: SessionId, session: Session) -> Vec<SessionId> {
+        // The clock of a leader that was far ahead shall not be believed until its time has come.
+        let latest_ms = session.last_used_ms.saturating_add(RETRY_MS / 2);
         if let Some(before) = self.by_id.get(&id) {
             self.by_use.remove(&(before.last_used_index, id));
         }
@@ -115,7 +117,7 @@ impl Sessions {
         {
             self.by_use.remove(&(index, oldest));
             if let Some(session) = self.by_id.remove(&oldest) {
-                self.forgotten_ms = self.forgotten_ms.max(session.last_used_ms);
+                self.forgotten_ms = self.forgotten_ms.max(session.last_used_ms).min(latest_ms);
             }
             forgotten.push(oldest);
         }
