@@ -81,9 +81,9 @@ static useconds_t delay(int fd) {
     return *part == ' ' && path_contains(fd, part + 1) ? (useconds_t)(number * 1000) : 0;
 }
 
-static int synced(int fd, const char *name) {
+static int synced(int fd, const char *call) {
     struct stat file;
-    int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, name);
+    int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, call);
     if (!real)
         abort();
     if (fstat(fd, &file) != 0 || !S_ISREG(file.st_mode))
@@ -94,7 +94,10 @@ static int synced(int fd, const char *name) {
         a_sync_has_failed = 1;
         pthread_mutex_lock(&lock);
         off_t size = *size_of(&file);
-        if (size < file.st_size && ftruncate(fd, size) != 0)
+        /* By its name, for it may be open to be read alone. */
+        char name[64];
+        snprintf(name, sizeof name, "/proc/self/fd/%d", fd);
+        if (size < file.st_size && truncate(name, size) != 0)
             abort();
         pthread_mutex_unlock(&lock);
         pthread_rwlock_unlock(&writing);

@@ -219,7 +219,11 @@ async fn a_write_of_a_session_that_goes_back_or_is_forgotten_is_refused_for_what
         retry: true,
         ..write(victim, 1, 3)
     };
-    is_refused(&mut cluster, &first, Reason::SessionExpired, &["session is not known"]).await?;
+    let refused = leader.clone().write(first).await.err().context("it was taken")?;
+    ensure!(
+        Reason::from_status(&refused) == Some(Reason::SessionExpired),
+        "{refused:?}"
+    );
     let late = write(victim, 1, 3);
     is_refused(&mut cluster, &late, Reason::SessionExpired, &["session is not known"]).await?;
     // The one that comes after it is known still.

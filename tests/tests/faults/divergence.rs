@@ -8,7 +8,7 @@ use holdfast_table::{Entry, Epoch, Revision, Route, Table};
 use holdfast_tests::fixture::cluster::SOON;
 use holdfast_tests::fixture::{Cluster, until};
 use holdfast_wire::proto;
-use prost::Message as _;
+use prost::Message;
 use rocksdb::{DB, IteratorMode, Options};
 
 #[tokio::test]
@@ -87,7 +87,7 @@ fn lead_astray(data_dir: &Path) -> Result<()> {
     let (meta, table) = (db.cf_handle("meta"), db.cf_handle("table"));
     let (meta, table) = (meta.context("no meta")?, table.context("no table")?);
     let applied = db.get_cf(meta, "applied")?.context("nothing applied")?;
-    let mut applied = proto::AppliedState::decode(&applied[..])?;
+    let mut applied = proto::AppliedState::decode(unsealed(&applied)?)?;
     let header = applied.header.as_mut().context("no header")?;
 
     let mut entries = Vec::new();
@@ -97,16 +97,28 @@ fn lead_astray(data_dir: &Path) -> Result<()> {
         if key.get(4) != Some(&b'r') {
             continue;
         }
-        let mut route = proto::Route::decode(&value[..])?;
+        let mut route = proto::Route::decode(unsealed(&value)?)?;
         if !std::mem::replace(&mut is_changed, true) {
             route.target = "http://10.6.6.6:8888".into();
-            db.put_cf(table, &key, route.encode_to_vec())?;
+            db.put_cf(table, &key, sealed(&key, &route))?;
         }
         entries.push(Entry::try_from(&route)?);
     }
     ensure!(is_changed, "no route to change");
     let astray = Table::from_entries(Epoch(header.epoch), Revision(header.revision), entries);
     header.digest = astray.digest().to_bytes().to_vec().into();
-    db.put_cf(meta, "applied", applied.encode_to_vec())?;
+    db.put_cf(meta, "applied", sealed(b"applied", &applied))?;
     Ok(db.flush_wal(true)?)
+}
+
+/// A row's message, behind its checksum.
+fn unsealed(value: &[u8]) -> Result<&[u8]> {
+    Ok(value.split_first_chunk::<4>().context("no checksum")?.1)
+}
+
+/// The row of this message under `key`, with the checksum that a start expects.
+fn sealed(key: &[u8], message: &impl Message) -> Vec<u8> {
+    let message = message.encode_to_vec();
+    let checksum = crc32fast::hash(&[key, &message].concat());
+    [&checksum.to_le_bytes()[..], &message].concat()
 }
