@@ -136,18 +136,28 @@ fn members(consensus: &Consensus) -> proto::MemberListResponse {
 }
 
 /// Every member, with what a leader knows of it besides.
+///
+/// Who is getting a vote has none before the others can do without those who had one: until then they may not be stopped.
 pub fn member_views(consensus: &Consensus) -> Vec<proto::Member> {
     let metrics = consensus.metrics();
+    let config = &metrics.membership_config;
+    let (configs, since) = (config.membership().get_joint_config(), config.log_id());
+    let (is_new, me) = (*since > metrics.last_applied, consensus.identity().node_id);
+    let has_it = |id: u64| match metrics.replication.as_ref().filter(|_| is_new && id != me) {
+        Some(progress) => progress.get(&id).is_some_and(|matched| matched >= since),
+        None => true,
+    };
+    let votes = |id: u64| configs.iter().all(|voters| voters.contains(&id)) && has_it(id);
     let millis = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
     let views = consensus
         .members()
         .into_iter()
-        .map(|(node_id, node, voter)| proto::Member {
+        .map(|(node_id, node, _)| proto::Member {
             node_id,
             name: node.name,
             peer_address: node.peer_address,
             client_address: node.client_address,
-            voter,
+            voter: votes(node_id),
             matched_index: metrics
                 .replication
                 .as_ref()
