@@ -149,22 +149,19 @@ pub fn member_views(consensus: &Consensus) -> Vec<proto::Member> {
     };
     let votes = |id: u64| configs.iter().all(|voters| voters.contains(&id)) && has_it(id);
     let millis = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
-    let views = consensus
-        .members()
-        .into_iter()
-        .map(|(node_id, node, _)| proto::Member {
-            node_id,
-            name: node.name,
-            peer_address: node.peer_address,
-            client_address: node.client_address,
-            voter: votes(node_id),
-            matched_index: metrics
-                .replication
-                .as_ref()
-                .and_then(|progress| progress.get(&node_id))
-                .map(|log_id| log_id.map_or(0, |log_id| log_id.index)),
-            contact_age_ms: contact_age(&metrics, node_id).map(millis),
-        });
+    let views = consensus.members().into_iter().map(|(node_id, node, _)| proto::Member {
+        node_id,
+        name: node.name,
+        peer_address: node.peer_address,
+        client_address: node.client_address,
+        voter: votes(node_id),
+        matched_index: metrics
+            .replication
+            .as_ref()
+            .and_then(|progress| progress.get(&node_id))
+            .map(|log_id| log_id.map_or(0, |log_id| log_id.index)),
+        contact_age_ms: contact_age(&metrics, node_id).map(millis),
+    });
     views.collect()
 }
 
