@@ -64,6 +64,15 @@ async fn p5_a_change_that_would_lose_the_quorum_is_refused() -> Result<()> {
     ensure!(finished.code == Some(0), "{finished:?}");
     voters(&cluster, &[&leader_name, &other_name]).await?;
     cluster.replicas[other].process.kill();
+    // Asked before, the leader would begin, and end it when the other one is back.
+    until("its silence is noticed", SOON, async || {
+        let status = cluster.replicas[leader].status().await?;
+        let silent = status.members.iter().find(|member| member.name == other_name);
+        let age = silent.and_then(|member| member.contact_age_ms);
+        ensure!(age.is_none_or(|age| age > 1_500), "{status:?}");
+        Ok(())
+    })
+    .await?;
     until("without a quorum nothing changes", SOON, async || {
         let remove = ["members", "remove", other_name.as_str(), "--timeout", "2s"];
         let finished = ask(&cluster, &remove).await?;
