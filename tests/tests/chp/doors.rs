@@ -265,9 +265,11 @@ async fn tls_is_shown_and_asked_for_as_an_internal_hub_wants_it() -> Result<()> 
         );
         ensure!(http::get(&subject.api, "/api/routes").await.is_err(), "without TLS");
         let users = until("users come in", SOON, async || {
-            ask(&subject.public, None, "/_chp_healthz").await
+            let (status, said) = ask(&subject.public, None, "/_chp_healthz").await?;
+            ensure!(status == 200, "{status} {said:?}");
+            Ok(())
         });
-        ensure!(users.await?.0 == 200);
+        users.await?;
         let asked = request(Method::GET, "hub.test:8080", "/user/x?q=1");
         let sent = send(&format!("127.0.0.1:{redirect}"), asked, Bytes::new()).await?;
         // 443 need not be said, which CHP does.
