@@ -15,6 +15,7 @@ use crate::listen::{Listener, PerAddress};
 use crate::metrics::{Dropped, Pause, SharedMetrics};
 use crate::policy::TrustedProxies;
 use crate::stream::Stream;
+use crate::workers::Workers;
 
 /// The pause after an `accept` that failed for want of something, such as file descriptors.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
@@ -23,6 +24,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// All listeners for users, and all their connections.
 pub(crate) struct Door {
     pub(crate) listeners: Vec<Opening>,
+    pub(crate) workers: Arc<Workers>,
     pub(crate) server: Arc<Server>,
     pub(crate) signals: Arc<Signals>,
     pub(crate) metrics: SharedMetrics,
@@ -105,10 +107,14 @@ impl Door {
             return self.metrics.dropped(Dropped::Address);
         }
         let (server, entrance, port) = (self.server.clone(), opening.entrance.clone(), opening.port);
-        connections.spawn(async move {
-            server.serve(stream, peer, port, entrance).await;
+        let served = async move {
+            match stream.moved_here() {
+                Ok(stream) => server.serve(stream, peer, port, entrance).await,
+                Err(error) => tracing::warn!(%error, "a connection cannot be served"),
+            }
             drop(admission);
-        });
+        };
+        self.workers.spawn(connections, served);
     }
 }
 

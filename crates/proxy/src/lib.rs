@@ -40,6 +40,7 @@ mod stream;
 mod targets;
 mod tunnel;
 mod websocket;
+mod workers;
 
 pub use access_log::AccessLogTo;
 pub use activity::WebsocketActivity;

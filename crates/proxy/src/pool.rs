@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use hyper::client::conn::http1::SendRequest;
@@ -24,12 +25,27 @@ pub(crate) struct Pool {
     idle_timeout: Duration,
 }
 
-/// Of each target the one used last is at the end: it is taken first, and the surplus grows old.
+/// Of each target the one used last is at the end: it is taken before those used earlier, and the surplus grows old.
 type Shard = HashMap<Box<str>, Vec<Idle>>;
 
 struct Idle {
-    sender: SendRequest<Upload>,
+    connection: Connection,
     since: Instant,
+}
+
+/// A connection to a target that is driven by a task of its own.
+pub(crate) struct Connection {
+    pub(crate) sender: SendRequest<Upload>,
+    /// Where that task runs. From there it is asked without waking another thread.
+    home: ThreadId,
+}
+
+impl Connection {
+    /// One whose task was just spawned by this thread.
+    pub(crate) fn new(sender: SendRequest<Upload>) -> Self {
+        let home = thread::current().id();
+        Connection { sender, home }
+    }
 }
 
 impl Pool {
@@ -41,31 +57,34 @@ impl Pool {
         }
     }
 
-    /// A connection that its target has not closed, as far as is known.
-    pub(crate) fn take(&self, origin: &str) -> Option<SendRequest<Upload>> {
+    /// A connection that its target has not closed, as far as is known; one of this thread's if there is any.
+    pub(crate) fn take(&self, origin: &str) -> Option<Connection> {
+        let here = thread::current().id();
         let mut shard = self.shard(origin);
         let idle = shard.get_mut(origin)?;
-        while let Some(Idle { sender, since }) = idle.pop() {
+        loop {
+            let ours = idle.iter().rposition(|idle| idle.connection.home == here);
+            let at = ours.or(idle.len().checked_sub(1))?;
+            let Idle { connection, since } = idle.remove(at);
             if since.elapsed() > self.idle_timeout {
-                // All that are left are older still.
-                idle.clear();
-            } else if !sender.is_closed() {
-                return Some(sender);
+                // Those before it are older still.
+                idle.drain(..at);
+            } else if !connection.sender.is_closed() {
+                return Some(connection);
             }
         }
-        None
     }
 
-    pub(crate) fn put(&self, origin: &str, sender: SendRequest<Upload>) {
-        if sender.is_closed() {
+    pub(crate) fn put(&self, origin: &str, connection: Connection) {
+        if connection.sender.is_closed() {
             return;
         }
         let since = Instant::now();
         let mut shard = self.shard(origin);
         match shard.get_mut(origin) {
-            Some(idle) if idle.len() < IDLE_PER_TARGET_MAX => idle.push(Idle { sender, since }),
+            Some(idle) if idle.len() < IDLE_PER_TARGET_MAX => idle.push(Idle { connection, since }),
             Some(_) => {}
-            None => drop(shard.insert(origin.into(), vec![Idle { sender, since }])),
+            None => drop(shard.insert(origin.into(), vec![Idle { connection, since }])),
         }
     }
 
@@ -74,7 +93,7 @@ impl Pool {
         for shard in &self.shards {
             let mut shard = lock(shard);
             shard.retain(|_, idle| {
-                idle.retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() <= self.idle_timeout);
+                idle.retain(|idle| !idle.connection.sender.is_closed() && idle.since.elapsed() <= self.idle_timeout);
                 !idle.is_empty()
             });
         }

@@ -29,6 +29,7 @@ use crate::metrics::Metrics;
 use crate::signal::Signal;
 use crate::staleness::Staleness;
 use crate::targets::Targets;
+use crate::workers::Workers;
 use holdfast_table::Allowed;
 
 /// What users may speak by TLS.
@@ -119,8 +120,10 @@ pub enum RunError {
         source: Option<JoinError>,
     },
     /// Too many threads for this process.
-    #[error("the thread of the access log cannot be started")]
+    #[error("the thread of {what} cannot be started")]
     Thread {
+        /// What it is for.
+        what: &'static str,
         /// What the system says.
         source: io::Error,
     },
@@ -266,9 +269,17 @@ impl Proxy {
         let metrics = Arc::new(Metrics::new());
         let (access_log, log_end) = match access_log.map(|writer| writer.start(metrics.access_log_lost.clone())) {
             Some(Ok((log, end))) => (Some(log), Some(end)),
-            Some(Err(source)) => return Err(RunError::Thread { source }),
+            Some(Err(source)) => {
+                let what = "the access log";
+                return Err(RunError::Thread { what, source });
+            }
             None => (None, None),
         };
+        let workers = Workers::start().map_err(|source| RunError::Thread {
+            what: "users' connections",
+            source,
+        })?;
+        let workers = Arc::new(workers);
         let draining = Arc::new(Signal::default());
         let parting = (config.drain_timeout / 2).min(SPREAD_MAX);
         let signals = Arc::new(Signals {
@@ -388,6 +399,7 @@ impl Proxy {
             .set(i64::try_from(connections_max).unwrap_or(i64::MAX));
         let door = Door {
             listeners: openings,
+            workers: workers.clone(),
             server: Arc::new(server),
             signals: signals.clone(),
             metrics,
@@ -448,6 +460,7 @@ impl Proxy {
             tracing::warn!("some tasks did not end in time");
         }
         tasks.shutdown().await;
+        drop(workers);
         failed.map_or(Ok(()), Err)
     }
 }

@@ -15,6 +15,17 @@ pub(crate) enum Stream {
     Tls(Box<TlsStream<Stream>>),
 }
 
+impl Stream {
+    /// Has the runtime that this is called in wait for it from now on, unless it is encrypted already.
+    pub(crate) fn moved_here(self) -> io::Result<Self> {
+        match self {
+            Stream::Tcp(stream) => TcpStream::from_std(stream.into_std()?).map(Stream::Tcp),
+            Stream::Unix(stream) => UnixStream::from_std(stream.into_std()?).map(Stream::Unix),
+            Stream::Tls(_) => Ok(self),
+        }
+    }
+}
+
 /// Calls the same method on whichever stream it is.
 macro_rules! each {
     ($self:ident, $stream:ident => $call:expr) => {

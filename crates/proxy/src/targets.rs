@@ -8,7 +8,7 @@ use std::time::Duration;
 use holdfast_table::Target;
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{self, SendRequest};
+use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 use crate::body::{Progress, Upload, answered};
 use crate::connect::{ConnectError, Connector};
 use crate::metrics::TargetFailure;
-use crate::pool::Pool;
+use crate::pool::{Connection, Pool};
 
 /// The most bytes in the head of an answer; hyper takes at most 100 headers.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
@@ -41,7 +41,7 @@ pub(crate) struct Targets {
 
 /// The connection that an answer comes from.
 pub(crate) struct Lease {
-    sender: SendRequest<Upload>,
+    connection: Connection,
     /// That of the request, unless it was at its end before it began.
     upload: Option<Arc<Progress>>,
     target: Target,
@@ -53,7 +53,7 @@ impl Lease {
     /// to itself: nobody knows what it will take the rest for.
     pub(crate) fn give_back(self) {
         if self.upload.is_none_or(|upload| upload.has_ended()) {
-            self.pool.put(self.target.origin(), self.sender);
+            self.pool.put(self.target.origin(), self.connection);
         }
     }
 }
@@ -128,12 +128,12 @@ impl Targets {
     ) -> Result<(Response<Incoming>, Lease), TargetError> {
         let sent = self.exchange(target, request);
         match answered(sent, self.patience, upload.as_ref()).await {
-            Some(Ok((response, sender))) => {
+            Some(Ok((response, connection))) => {
                 if let Some(upload) = &upload {
                     upload.answered();
                 }
                 let lease = Lease {
-                    sender,
+                    connection,
                     upload,
                     target: target.clone(),
                     pool: self.pool.clone(),
@@ -155,22 +155,22 @@ impl Targets {
         &self,
         target: &Target,
         mut request: Request<Upload>,
-    ) -> Result<(Response<Incoming>, SendRequest<Upload>), TargetError> {
-        while let Some(mut sender) = self.pool.take(target.origin()) {
-            let Ok(Ok(())) = timeout(READY_TIMEOUT, sender.ready()).await else {
+    ) -> Result<(Response<Incoming>, Connection), TargetError> {
+        while let Some(mut connection) = self.pool.take(target.origin()) {
+            let Ok(Ok(())) = timeout(READY_TIMEOUT, connection.sender.ready()).await else {
                 continue;
             };
-            match sender.try_send_request(request).await {
-                Ok(response) => return Ok((response, sender)),
+            match connection.sender.try_send_request(request).await {
+                Ok(response) => return Ok((response, connection)),
                 Err(mut failed) => match failed.take_message() {
                     Some(unsent) => request = unsent,
                     None => return Err(no_answer(target, failed.into_error())),
                 },
             }
         }
-        let mut sender = self.open(target, false).await?;
-        match sender.send_request(request).await {
-            Ok(response) => Ok((response, sender)),
+        let mut connection = self.open(target, false).await?;
+        match connection.sender.send_request(request).await {
+            Ok(response) => Ok((response, connection)),
             Err(error) => Err(no_answer(target, error)),
         }
     }
@@ -182,18 +182,18 @@ impl Targets {
         request: Request<Upload>,
     ) -> Result<(Response<Incoming>, Lease), TargetError> {
         let asked = async {
-            let mut sender = self.open(target, true).await?;
-            match sender.send_request(request).await {
-                Ok(response) => Ok((response, sender)),
+            let mut connection = self.open(target, true).await?;
+            match connection.sender.send_request(request).await {
+                Ok(response) => Ok((response, connection)),
                 Err(error) => Err(no_answer(target, error)),
             }
         };
-        let (response, sender) = match answered(asked, self.patience, None).await {
+        let (response, connection) = match answered(asked, self.patience, None).await {
             Some(answer) => answer?,
             None => return Err(self.silent(target)),
         };
         let lease = Lease {
-            sender,
+            connection,
             // Never at its end: a connection on which an upgrade was asked for is not used for anything else.
             upload: Some(Arc::new(Progress::default())),
             target: target.clone(),
@@ -202,7 +202,7 @@ impl Targets {
         Ok((response, lease))
     }
 
-    async fn open(&self, target: &Target, upgradable: bool) -> Result<SendRequest<Upload>, TargetError> {
+    async fn open(&self, target: &Target, upgradable: bool) -> Result<Connection, TargetError> {
         let connected = self.connector.connect(target).await;
         let stream = connected.map_err(|source| TargetError::Connect {
             target: target.clone(),
@@ -221,7 +221,7 @@ impl Targets {
                 .spawn(async move { report(connection.with_upgrades().await) }),
             false => self.tasks.spawn(async move { report(connection.await) }),
         };
-        Ok(sender)
+        Ok(Connection::new(sender))
     }
 
     fn silent(&self, target: &Target) -> TargetError {
