@@ -13,6 +13,8 @@ export HOLDFAST_CACHE := $(CACHE)
 export CARGO_TARGET_DIR ?= $(CACHE)/target
 export HOLDFAST_VENV ?= $(CACHE)/venv
 export HOLDFAST_BIN := $(CARGO_TARGET_DIR)/debug/holdfast
+# A failed test's last lines say what failed: where an error was made is not worth thirty frames of it.
+export RUST_LIB_BACKTRACE ?= 0
 
 INCIDENT := $(CARGO_TARGET_DIR)/debug/incident $(if $(PAUSE),--pause)
 
