@@ -13,6 +13,7 @@ pub mod recover;
 mod replica;
 pub mod restore;
 mod scrub;
+mod servers;
 mod services;
 #[cfg(test)]
 mod simulation;

@@ -6,49 +6,28 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use axum::Router;
 use holdfast_table::{Allowed, Digest, Lineage, Revision};
 use holdfast_tls::{Refresh, ServerIdentity, ServerTls, TlsError};
-use holdfast_wire::proto::cluster_server::ClusterServer;
-use holdfast_wire::proto::raft_server::RaftServer;
-use holdfast_wire::proto::routes_server::RoutesServer;
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
-use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
-use tonic_health::ServingStatus;
 
 use crate::activity;
 use crate::config::{ConfigError, PeerAddress, ReplicaConfig};
 use crate::consensus::bootstrap::{self, Introduction, Misplaced, is_member};
 use crate::consensus::membership;
-use crate::consensus::network::MESSAGE_BYTES_MAX;
 use crate::consensus::{Consensus, Failure, LogBound};
 use crate::listen::{Address, Listener, TlsListener};
 use crate::scrub::{Finding, Part, scrub};
-use crate::services::cluster::ClusterService;
-use crate::services::forwarded::{Elsewhere, ForwardedOnly};
+use crate::servers::{serve_clients, serve_http, serve_peers};
 use crate::services::guard::Guard;
-use crate::services::raft::RaftService;
-use crate::services::routes::RoutesService;
 use crate::services::{Context, admin, chp_api, proxies};
 use crate::storage::identity::Identity;
 use crate::storage::log::LogStore;
 use crate::storage::state_machine::{Published, StateMachine};
 use crate::storage::{OpenError, Store, probe};
 
-/// A write is at most 16 MiB of routes; the rest is framing.
-const WRITE_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// A client that does not answer a ping for so long is gone, whatever TCP says.
-const KEEPALIVE: Duration = Duration::from_secs(2);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
-/// Calls of one connection that their caller has given up before this replica came to them. Peers give up soon, and a replica that was
-/// short of CPU for a second must not lose them for it.
-const GIVEN_UP_MAX: usize = 1_000;
 /// How often the files of certificates are looked at.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(10);
 /// What callers of gRPC may speak by TLS.
@@ -442,7 +421,9 @@ impl Replica {
             let tape = context.clone();
             let recorded = published.clone();
             let record = async move { tape.feed.tape.record(recorded).await };
-            context.streams.spawn(until(context.stopping.clone(), record));
+            context
+                .streams
+                .spawn(context.stopping.clone().run_until_cancelled_owned(record));
             let consensus = raft
                 .run(start(
                     config.clone(),
@@ -639,125 +620,6 @@ async fn drain(context: &Context, mut tasks: JoinSet<Result<(), RunError>>) {
         consensus.shutdown().await;
     }
     tracing::info!("replica stopped");
-}
-
-fn server() -> Server {
-    Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .http2_max_pending_accept_reset_streams(Some(GIVEN_UP_MAX))
-}
-
-fn incoming(listener: TcpListener) -> TcpIncoming {
-    TcpIncoming::from(listener).with_nodelay(Some(true))
-}
-
-async fn serve_clients(
-    context: Arc<Context>,
-    listener: Listener,
-    identity: Option<Arc<ServerIdentity>>,
-    guard: Guard,
-) -> Result<(), RunError> {
-    let (reporter, health) = tonic_health::server::health_reporter();
-    let (routes, cluster) = api(&context);
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(holdfast_wire::DESCRIPTORS)
-        .build_v1()
-        .map_err(|error| RunError::Consensus(error.to_string()))?;
-    let watched = context.clone();
-    let report = async move {
-        const ROUTES: &str = "holdfast.v1.Routes";
-        reporter.set_service_status(ROUTES, ServingStatus::NotServing).await;
-        let mut consensus = watched.consensus.subscribe();
-        if consensus.wait_for(Option::is_some).await.is_err() {
-            return;
-        }
-        let member = consensus.borrow().clone();
-        if let Some(member) = member {
-            member.recovered().await;
-        }
-        reporter.set_service_status(ROUTES, ServingStatus::Serving).await;
-        tokio::select! {
-            () = watched.stopping.cancelled() => {}
-            () = watched.retired.cancelled() => {}
-        }
-        reporter.set_service_status(ROUTES, ServingStatus::NotServing).await;
-    };
-    context.streams.spawn(until(context.stopping.clone(), report));
-    let services = server()
-        // Probes have no tokens.
-        .add_service(health)
-        .add_service(InterceptedService::new(reflection, guard.clone()))
-        .add_service(InterceptedService::new(routes, guard.clone()))
-        .add_service(InterceptedService::new(cluster, guard));
-    let stopping = context.stopping.clone().cancelled_owned();
-    match (listener, identity) {
-        (listener, Some(identity)) => {
-            let incoming = TlsListener::new(listener, identity, context.metrics.clone()).grpc();
-            services.serve_with_incoming_shutdown(incoming, stopping).await?;
-        }
-        (Listener::Tcp(listener), None) => {
-            services
-                .serve_with_incoming_shutdown(incoming(listener), stopping)
-                .await?
-        }
-        // The file goes with the listener, and no sooner.
-        (Listener::Unix(listener, _file), None) => {
-            let incoming = UnixListenerStream::new(listener);
-            services.serve_with_incoming_shutdown(incoming, stopping).await?;
-        }
-    }
-    Ok(())
-}
-
-/// Ends a task with the replica; it gets no time of its own.
-async fn until(stopping: CancellationToken, task: impl Future<Output = ()>) {
-    tokio::select! {
-        () = stopping.cancelled() => {}
-        () = task => {}
-    }
-}
-
-/// What clients call, by the client listener or through another replica.
-fn api(context: &Arc<Context>) -> (RoutesServer<RoutesService>, ClusterServer<ClusterService>) {
-    let routes = RoutesServer::new(RoutesService(context.clone()))
-        .max_decoding_message_size(WRITE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    (routes, ClusterServer::new(ClusterService(context.clone())))
-}
-
-/// `forwarded` is where calls are decided that other replicas have forwarded: not on the thread of the consensus.
-pub(crate) async fn serve_peers(
-    context: Arc<Context>,
-    listener: TcpListener,
-    forwarded: Handle,
-) -> Result<(), RunError> {
-    let raft = RaftServer::new(RaftService(context.clone()))
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let (routes, cluster) = api(&context);
-    let forwarded_only = ForwardedOnly(context.clone());
-    let routes = Elsewhere::new(routes, forwarded.clone(), context.streams.clone());
-    let cluster = Elsewhere::new(cluster, forwarded, context.streams.clone());
-    let stopping = context.stopping.clone().cancelled_owned();
-    Ok(server()
-        .add_service(raft)
-        .add_service(InterceptedService::new(routes, forwarded_only.clone()))
-        .add_service(InterceptedService::new(cluster, forwarded_only))
-        .serve_with_incoming_shutdown(incoming(listener), stopping)
-        .await?)
-}
-
-async fn serve_http(
-    context: Arc<Context>,
-    listener: impl axum::serve::Listener<Addr = ()>,
-    router: Router,
-) -> Result<(), RunError> {
-    let stopping = context.stopping.clone().cancelled_owned();
-    axum::serve(listener, router)
-        .with_graceful_shutdown(stopping)
-        .await
-        .map_err(RunError::Http)
 }
 
 #[cfg(test)]
