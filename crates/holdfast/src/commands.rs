@@ -29,6 +29,7 @@ use anyhow::Context;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use holdfast_client::Endpoints;
 use holdfast_table::Namespace;
+use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
@@ -83,7 +84,7 @@ pub fn run() -> anyhow::Result<ExitCode> {
     if chp::is_called_by_name(&line) {
         line.splice(..1, ["holdfast".into(), "chp".into()]);
     }
-    let loaded = config::load(Cli::command(), &line)
+    let loaded = config::load(Cli::command, &line)
         .and_then(|(matches, settings)| Ok((Cli::from_arg_matches(&matches)?, settings)));
     let (cli, settings) = match loaded {
         Ok(loaded) => loaded,
@@ -154,19 +155,27 @@ fn hangups_change_nothing(tasks: &mut JoinSet<()>) -> anyhow::Result<()> {
 
 fn log_level() -> anyhow::Result<LogLevel> {
     let line: Vec<OsString> = std::env::args_os().collect();
-    let (matches, mut settings) = config::load(Cli::command(), &line)?;
+    let (matches, mut settings) = config::load(Cli::command, &line)?;
     let (_, role) = matches.subcommand().context("no role")?;
     let common = CommonArgs::from_arg_matches(role)?.read(&mut settings, "info");
     Ok(settings.finish(common)?.level)
 }
 
-/// Runs an async command to its end.
+/// Runs a role to its end.
+fn run_role(role: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    run_on(Builder::new_multi_thread(), role)
+}
+
+/// Runs an operator's command to its end, on this thread alone: most take longer to start than to be answered.
 fn block_on<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
+    run_on(Builder::new_current_thread(), command)
+}
+
+fn run_on<T>(mut runtime: Builder, future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = runtime.enable_all().build();
+    runtime
         .context("the asynchronous runtime cannot start")?
-        .block_on(command)
+        .block_on(future)
 }
 
 /// What every command takes.

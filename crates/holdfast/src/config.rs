@@ -61,11 +61,12 @@ enum Source {
 ///
 /// # Errors
 /// Clap's own: an unknown flag or subcommand, or `--help`.
-pub fn load(command: Command, line: &[OsString]) -> Result<(ArgMatches, Settings), clap::Error> {
-    let matches = command.clone().try_get_matches_from(line)?;
+pub fn load(command: impl Fn() -> Command, line: &[OsString]) -> Result<(ArgMatches, Settings), clap::Error> {
+    let mut parsed = command();
+    let matches = parsed.try_get_matches_from_mut(line)?;
     let (path, leaf_matches) = descend(&matches);
     let mut settings = Settings {
-        command: std::iter::once(command.get_name())
+        command: std::iter::once(parsed.get_name())
             .chain(path.iter().copied())
             .collect::<Vec<_>>()
             .join(" "),
@@ -74,14 +75,11 @@ pub fn load(command: Command, line: &[OsString]) -> Result<(ArgMatches, Settings
         values: BTreeMap::new(),
         mistakes: Vec::new(),
     };
-    let leaf = path
-        .iter()
-        .try_fold(&command, |command, name| command.find_subcommand(name))
-        .unwrap_or(&command);
     let values = match &settings.file {
-        Some(file) => read_file(file, leaf, &mut settings.mistakes),
+        Some(file) => read_file(file, leaf(&command(), &path), &mut settings.mistakes),
         None => BTreeMap::new(),
     };
+    let leaf = leaf(&parsed, &path);
     for arg in leaf.get_arguments() {
         let source = match leaf_matches.value_source(arg.get_id().as_str()) {
             Some(ValueSource::CommandLine) => Source::CommandLine,
@@ -93,7 +91,7 @@ pub fn load(command: Command, line: &[OsString]) -> Result<(ArgMatches, Settings
     }
     let matches = match values.is_empty() {
         true => matches,
-        false => with_defaults(command.clone(), &path, values).try_get_matches_from(line)?,
+        false => with_defaults(command(), &path, values).try_get_matches_from(line)?,
     };
     let (_, leaf_matches) = descend(&matches);
     let given = |arg: &Arg| {
@@ -103,6 +101,13 @@ pub fn load(command: Command, line: &[OsString]) -> Result<(ArgMatches, Settings
     };
     settings.values = leaf.get_arguments().filter_map(given).collect();
     Ok((matches, settings))
+}
+
+fn leaf<'a>(command: &'a Command, path: &[&str]) -> &'a Command {
+    let leaf = path
+        .iter()
+        .try_fold(command, |command, name| command.find_subcommand(name));
+    leaf.unwrap_or(command)
 }
 
 /// What `--some-thing` is called in the environment.

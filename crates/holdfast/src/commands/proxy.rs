@@ -17,7 +17,7 @@ use self::doors::DoorArgs;
 pub(super) use self::serving::ServingArgs;
 use super::credentials::CredentialsArgs;
 use super::pid_file::PidFile;
-use super::{Common, CommonArgs, block_on};
+use super::{Common, CommonArgs, run_role};
 use crate::config::{Mistakes, Settings, parse};
 use crate::limits;
 use crate::shutdown::Stop;
@@ -92,7 +92,7 @@ pub fn run(args: ProxyArgs, mut settings: Settings) -> anyhow::Result<ExitCode> 
     let (config, common) = read(&args, &mut settings)?;
     common.start_logging();
     limits::raise_open_files();
-    block_on(async {
+    run_role(async {
         let mut tasks = JoinSet::new();
         let stop = Stop::on_signals(&mut tasks)?;
         super::log_level_follows_its_file(&mut tasks)?;
@@ -187,8 +187,8 @@ mod tests {
         let required = ["--name", "p0", "--data-dir", "/tmp", "--endpoints", "127.0.0.1:7011"];
         let line = ["holdfast", "proxy"].iter().chain(&required).chain(flags);
         let line: Vec<OsString> = line.map(OsString::from).collect();
-        let proxy = ProxyArgs::augment_args(Command::new("proxy"));
-        let (matches, mut settings) = config::load(Command::new("holdfast").subcommand(proxy), &line).unwrap();
+        let command = || Command::new("holdfast").subcommand(ProxyArgs::augment_args(Command::new("proxy")));
+        let (matches, mut settings) = config::load(command, &line).unwrap();
         let args = ProxyArgs::from_arg_matches(matches.subcommand().unwrap().1).unwrap();
         read(&args, &mut settings)
             .map(|(config, _)| config)

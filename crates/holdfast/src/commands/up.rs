@@ -23,7 +23,7 @@ pub(super) use self::claim::LOCK;
 use self::plan::Plan;
 use super::proxy::ServingArgs;
 use super::together::Together;
-use super::{Common, CommonArgs, block_on};
+use super::{Common, CommonArgs, run_role};
 use crate::config::{Mistakes, Settings, parse};
 use crate::shutdown::Stop;
 use crate::supervise::{States, Supervisor};
@@ -118,7 +118,7 @@ pub fn run(args: UpArgs, mut settings: Settings) -> anyhow::Result<ExitCode> {
     let claim = Claim::take(&plan)?;
     plan.check_ports()?;
     token::make(&plan.api_token_file)?;
-    block_on(async {
+    run_role(async {
         let mut tasks = JoinSet::new();
         let stop = Stop::on_signals(&mut tasks)?;
         super::log_level_follows_its_file(&mut tasks)?;
@@ -322,8 +322,8 @@ mod tests {
     fn told_in(data_dir: &str, flags: &[&str]) -> Result<Plan, String> {
         let required = ["holdfast", "up", "--data-dir", data_dir];
         let line: Vec<OsString> = required.iter().chain(flags).map(OsString::from).collect();
-        let up = UpArgs::augment_args(Command::new("up"));
-        let (matches, mut settings) = config::load(Command::new("holdfast").subcommand(up), &line).unwrap();
+        let command = || Command::new("holdfast").subcommand(UpArgs::augment_args(Command::new("up")));
+        let (matches, mut settings) = config::load(command, &line).unwrap();
         let args = UpArgs::from_arg_matches(matches.subcommand().unwrap().1).unwrap();
         read(&args, &mut settings)
             .map(|(plan, _)| plan)

@@ -33,7 +33,7 @@ fn load_with(file: Option<&str>, flags: &[&str]) -> (ArgMatches, Settings) {
     if let Some(path) = &file {
         line.extend(["--config".into(), path.clone().into_os_string()]);
     }
-    let loaded = load(command(), &line).unwrap();
+    let loaded = load(command, &line).unwrap();
     if let Some(path) = file {
         std::fs::remove_file(path).unwrap();
     }

@@ -16,7 +16,7 @@ fn chp() -> Command {
 fn parsed(flags: &[&str]) -> Result<(ChpArgs, Settings), clap::Error> {
     let line = ["holdfast", "chp"].iter().chain(flags);
     let line: Vec<OsString> = line.map(OsString::from).collect();
-    let (matches, settings) = config::load(Command::new("holdfast").subcommand(chp()), &line)?;
+    let (matches, settings) = config::load(|| Command::new("holdfast").subcommand(chp()), &line)?;
     let args = ChpArgs::from_arg_matches(matches.subcommand().unwrap().1)?;
     Ok((args, settings))
 }
