@@ -14,6 +14,8 @@ use tokio::time::Instant;
 
 /// The largest chunk once decompressed. A chunk is made to be about 1 MiB compressed.
 const CHUNK_BYTES_MAX: u64 = 128 * 1024 * 1024;
+/// Routes of a chunk that are put into the table while the next ones are read.
+const ROUTES_AT_ONCE: usize = 1_000;
 /// The most routes in a snapshot that is not refused as absurd.
 const ROUTES_MAX: usize = 10_000_000;
 /// How long one replica alone has to say that every route is gone: longer than replicas take to find which of them is
@@ -389,9 +391,13 @@ impl Arriving {
         if self.routes > ROUTES_MAX {
             return Err(damaged(format!("more than {ROUTES_MAX} routes")));
         }
-        let entries: Vec<_> = list.routes.iter().map(Entry::try_from).collect::<Result<_, _>>()?;
-        self.table.extend(entries);
-        Ok(())
+        self.table.extend_from(|hand_on| {
+            let mut lists = list.routes.chunks(ROUTES_AT_ONCE);
+            lists.try_for_each(|routes| {
+                hand_on(routes.iter().map(Entry::try_from).collect::<Result<_, _>>()?);
+                Ok(())
+            })
+        })
     }
 }
 

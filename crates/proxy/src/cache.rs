@@ -22,10 +22,7 @@ pub(crate) mod fuzz;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
-use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use holdfast_client::{Cached, Freshness, LiveTable};
@@ -54,8 +51,6 @@ const VOUCHED_EVERY: Duration = Duration::from_secs(5);
 const BLOCK_BYTES: usize = 256 * 1024;
 /// No block is longer, compressed or not: one more route than the above, and room to spare.
 const BLOCK_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Blocks that are read and not in the table yet.
-const BLOCKS_AHEAD: usize = 4;
 /// The least time between two copies: what changes meanwhile is what a killed proxy may have to learn again.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// The most time between a change and its copy, but for the time that writing takes.
@@ -395,13 +390,7 @@ fn decode<R: Read + Send>(from: &mut Checked<R>) -> Result<Cached, Refusal> {
     from.check("header")?;
     let cluster_id = String::from_utf8(cluster_id).map_err(|_| Refusal::Damaged("cluster id"))?;
     let mut table = Table::from_entries(epoch, revision, []);
-    // On two threads: reading the routes takes about as long as putting them where they are found.
-    thread::scope(|scope| {
-        let (read, blocks) = sync_channel(BLOCKS_AHEAD);
-        let reading = scope.spawn(|| read_blocks(from, read));
-        blocks.iter().for_each(|entries: Vec<Entry>| table.extend(entries));
-        reading.join().unwrap_or_else(|panicked| resume_unwind(panicked))
-    })?;
+    table.extend_from(|hand_on| read_blocks(from, hand_on))?;
     // The digest is that of what was just read, not one that was stored with it.
     if table.len() as u64 != count || Digest::from_bytes(&digest) != Some(table.digest()) {
         return Err(Refusal::Damaged("digest"));
@@ -414,12 +403,10 @@ fn decode<R: Read + Send>(from: &mut Checked<R>) -> Result<Cached, Refusal> {
 }
 
 /// Hands on the routes of each block, and checks that the file ends after the last one.
-fn read_blocks<R: Read>(from: &mut Checked<R>, to: SyncSender<Vec<Entry>>) -> Result<(), Refusal> {
+fn read_blocks<R: Read>(from: &mut Checked<R>, hand_on: &mut dyn FnMut(Vec<Entry>)) -> Result<(), Refusal> {
     while let Some(list) = read_block(from)? {
         let entries = list.routes.iter().map(Entry::try_from).collect::<Result<_, _>>();
-        let entries = entries.map_err(|_| Refusal::Damaged("a route"))?;
-        // The other thread takes them for as long as this one hands them on.
-        let _ = to.send(entries);
+        hand_on(entries.map_err(|_| Refusal::Damaged("a route"))?);
     }
     from.check("end")?;
     match from.inner.read(&mut [0])? {
