@@ -12,6 +12,8 @@ use holdfast_wire::proto::{self, Bookmark, Hello, RouteList, SnapshotChunk, Star
 use prost::Message as _;
 use tokio::time::Instant;
 
+use crate::read_ahead::read_ahead;
+
 /// The largest chunk once decompressed. A chunk is made to be about 1 MiB compressed.
 const CHUNK_BYTES_MAX: u64 = 128 * 1024 * 1024;
 /// Routes of a chunk that are put into the table while the next ones are read.
@@ -391,7 +393,7 @@ impl Arriving {
         if self.routes > ROUTES_MAX {
             return Err(damaged(format!("more than {ROUTES_MAX} routes")));
         }
-        self.table.extend_from(|hand_on| {
+        read_ahead(&mut self.table, |hand_on| {
             let mut lists = list.routes.chunks(ROUTES_AT_ONCE);
             lists.try_for_each(|routes| {
                 hand_on(routes.iter().map(Entry::try_from).collect::<Result<_, _>>()?);

@@ -161,9 +161,16 @@ fn log_level() -> anyhow::Result<LogLevel> {
     Ok(settings.finish(common)?.level)
 }
 
-/// Runs a role to its end.
-fn run_role(role: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    run_on(Builder::new_multi_thread(), role)
+/// Runs to its end what has tasks that must not wait for it: a role, or what prints to a pipe and follows a stream.
+fn block_on_threads(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    run_on(Builder::new_multi_thread(), command)
+}
+
+/// Runs a proxy to its end, which serves its users on threads of its own.
+fn block_on_two_threads(proxy: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let mut runtime = Builder::new_multi_thread();
+    runtime.worker_threads(1);
+    run_on(runtime, proxy)
 }
 
 /// Runs an operator's command to its end, on this thread alone: most take longer to start than to be answered.

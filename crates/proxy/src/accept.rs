@@ -107,14 +107,15 @@ impl Door {
             return self.metrics.dropped(Dropped::Address);
         }
         let (server, entrance, port) = (self.server.clone(), opening.entrance.clone(), opening.port);
+        let (worker, place) = self.workers.least_busy();
         let served = async move {
             match stream.moved_here() {
                 Ok(stream) => server.serve(stream, peer, port, entrance).await,
                 Err(error) => tracing::warn!(%error, "a connection cannot be served"),
             }
-            drop(admission);
+            drop((admission, place));
         };
-        self.workers.spawn(connections, served);
+        connections.spawn_on(served, worker);
     }
 }
 

@@ -25,7 +25,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use holdfast_client::{Cached, Freshness, LiveTable};
+use holdfast_client::{Cached, Freshness, LiveTable, read_ahead};
 use holdfast_table::{Digest, Entry, Epoch, Revision, Table};
 use holdfast_wire::proto;
 use prost::Message;
@@ -390,7 +390,7 @@ fn decode<R: Read + Send>(from: &mut Checked<R>) -> Result<Cached, Refusal> {
     from.check("header")?;
     let cluster_id = String::from_utf8(cluster_id).map_err(|_| Refusal::Damaged("cluster id"))?;
     let mut table = Table::from_entries(epoch, revision, []);
-    table.extend_from(|hand_on| read_blocks(from, hand_on))?;
+    read_ahead(&mut table, |hand_on| read_blocks(from, hand_on))?;
     // The digest is that of what was just read, not one that was stored with it.
     if table.len() as u64 != count || Digest::from_bytes(&digest) != Some(table.digest()) {
         return Err(Refusal::Damaged("digest"));

@@ -18,7 +18,7 @@ use tokio_rustls::{TlsConnector, TlsStream};
 use crate::stream::Stream;
 
 /// Names that are looked up at once. Each takes a thread until the system has an answer, whether it is still waited for or
-/// not, and the copy of the table is written by such threads too.
+/// not.
 const LOOKUPS_MAX: usize = 64;
 
 /// Why there is no connection; nothing was sent.

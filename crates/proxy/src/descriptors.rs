@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use crate::metrics::SharedMetrics;
+use crate::workers;
 
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Warned of at so many of a hundred, and again only after it was less than the second.
@@ -37,7 +38,7 @@ pub(crate) fn connections_max(wanted: usize) -> usize {
 }
 
 fn room(most: u64) -> usize {
-    let others = OTHERS.min(most / 2);
+    let others = (OTHERS + workers::DESCRIPTORS * workers::count() as u64).min(most / 2);
     usize::try_from((most - others) / 2).unwrap_or(usize::MAX).max(1)
 }
 

@@ -13,6 +13,9 @@ use crate::body::Upload;
 
 /// Idle connections kept to one target.
 const IDLE_PER_TARGET_MAX: usize = 256;
+/// As many idle connections of other threads to one target are left to them: to ask by one of those wakes its thread, and
+/// to open one of our own is done once.
+const LEFT_TO_OTHERS: usize = 4;
 /// Locks, each for a part of the targets, so that requests seldom wait for one another.
 const SHARDS: usize = 16;
 
@@ -64,7 +67,8 @@ impl Pool {
         let idle = shard.get_mut(origin)?;
         loop {
             let ours = idle.iter().rposition(|idle| idle.connection.home == here);
-            let at = ours.or(idle.len().checked_sub(1))?;
+            let theirs = || idle.len().checked_sub(1).filter(|_| idle.len() > LEFT_TO_OTHERS);
+            let at = ours.or_else(theirs)?;
             let Idle { connection, since } = idle.remove(at);
             if since.elapsed() > self.idle_timeout {
                 // Those before it are older still.
@@ -112,4 +116,45 @@ impl Pool {
 
 fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::client::conn::http1;
+    use hyper_util::rt::TokioIo;
+    use tokio::io::duplex;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_of_this_thread_is_taken_first_and_an_old_one_never() {
+        let origin = "http://10.0.0.1:80";
+        let here = thread::current().id();
+        let elsewhere = thread::spawn(|| thread::current().id()).join().unwrap();
+        let mut open = Vec::new();
+        let mut connections = Vec::new();
+        let surplus = std::iter::repeat_n(elsewhere, LEFT_TO_OTHERS);
+        for home in [elsewhere, here].into_iter().chain(surplus) {
+            let (near, far) = duplex(64);
+            let (sender, connection) = http1::handshake(TokioIo::new(near)).await.unwrap();
+            open.push((connection, far));
+            connections.push(Connection { sender, home });
+        }
+        let pool = Pool::new(Duration::from_secs(60));
+        connections
+            .into_iter()
+            .for_each(|connection| pool.put(origin, connection));
+        let homes = std::iter::from_fn(|| pool.take(origin)).map(|taken| (taken.home, taken));
+        let (homes, taken): (Vec<_>, Vec<_>) = homes.unzip();
+        assert_eq!(homes, [here, elsewhere]);
+
+        let impatient = Pool::new(Duration::ZERO);
+        taken
+            .into_iter()
+            .rev()
+            .for_each(|connection| impatient.put(origin, connection));
+        thread::sleep(Duration::from_millis(1));
+        assert!(impatient.take(origin).is_none());
+        assert!(impatient.shard(origin).get(origin).is_none_or(Vec::is_empty));
+    }
 }

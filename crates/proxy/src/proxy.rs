@@ -119,8 +119,8 @@ pub enum RunError {
         /// How, if it did not simply return.
         source: Option<JoinError>,
     },
-    /// Too many threads for this process.
-    #[error("the thread of {what} cannot be started")]
+    /// This process has too many threads or open files; raise its limits.
+    #[error("the threads for {what} cannot be started")]
     Thread {
         /// What it is for.
         what: &'static str,
@@ -451,6 +451,9 @@ impl Proxy {
             if let Some(forwarder) = Arc::into_inner(forwarder) {
                 forwarder.close().await;
             }
+            if let Some(workers) = Arc::into_inner(workers) {
+                workers.end().await;
+            }
             if let Some(end) = log_end {
                 // Never said: it ends with its thread.
                 let _ = end.await;
@@ -460,7 +463,6 @@ impl Proxy {
             tracing::warn!("some tasks did not end in time");
         }
         tasks.shutdown().await;
-        drop(workers);
         failed.map_or(Ok(()), Err)
     }
 }

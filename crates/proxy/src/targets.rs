@@ -157,9 +157,11 @@ impl Targets {
         mut request: Request<Upload>,
     ) -> Result<(Response<Incoming>, Connection), TargetError> {
         while let Some(mut connection) = self.pool.take(target.origin()) {
-            let Ok(Ok(())) = timeout(READY_TIMEOUT, connection.sender.ready()).await else {
-                continue;
-            };
+            match timeout(READY_TIMEOUT, connection.sender.ready()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => continue,
+                Err(_) => break,
+            }
             match connection.sender.try_send_request(request).await {
                 Ok(response) => return Ok((response, connection)),
                 Err(mut failed) => match failed.take_message() {

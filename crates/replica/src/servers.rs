@@ -115,7 +115,8 @@ fn api(context: &Arc<Context>) -> (RoutesServer<RoutesService>, ClusterServer<Cl
     (routes, ClusterServer::new(ClusterService(context.clone())))
 }
 
-/// Serves the other replicas until this one stops; `forwarded` is where calls are decided that other replicas have forwarded: not on the thread of the consensus.
+/// Serves the other replicas until this one stops; `forwarded` is where calls are decided that they have forwarded: not
+/// on the thread of the consensus.
 pub(crate) async fn serve_peers(
     context: Arc<Context>,
     listener: TcpListener,

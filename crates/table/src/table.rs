@@ -2,10 +2,7 @@
 
 use std::borrow::Borrow;
 use std::hash::{Hash, Hasher};
-use std::panic::resume_unwind;
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
-use std::thread;
 
 use imbl::{HashMap, OrdMap};
 
@@ -16,9 +13,6 @@ use crate::path::{Host, RequestPath};
 use crate::revision::{Epoch, Revision};
 use crate::route::{Namespace, Route, RouteKey};
 use crate::state::Rejection;
-
-/// Lists of routes that are read and not in the table yet.
-const AHEAD: usize = 4;
 
 /// A route and the revision that wrote this version of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,24 +88,6 @@ impl Table {
         };
         table.extend(entries);
         table
-    }
-
-    /// Adds what `source` hands on of the same snapshot; the revision stays. The source runs on a thread of its own: to
-    /// read a route takes about as long as to put it where it is found.
-    ///
-    /// # Errors
-    /// The source's own; the table has a part of the snapshot then.
-    pub fn extend_from<E: Send>(
-        &mut self,
-        source: impl FnOnce(&mut dyn FnMut(Vec<Entry>)) -> Result<(), E> + Send,
-    ) -> Result<(), E> {
-        let (hand_on, handed_on) = sync_channel(AHEAD);
-        thread::scope(|scope| {
-            // The receiver outlives the source.
-            let reading = scope.spawn(move || source(&mut |entries| drop(hand_on.send(entries))));
-            handed_on.iter().for_each(|entries: Vec<Entry>| self.extend(entries));
-            reading.join().unwrap_or_else(|panicked| resume_unwind(panicked))
-        })
     }
 
     /// Rises only when an operator restores or recovers.

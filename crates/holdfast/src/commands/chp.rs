@@ -21,12 +21,12 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::flags::ChpArgs;
 use self::folder::Folder;
+use super::block_on_threads;
 use super::pid_file::PidFile;
 use super::proxy::ServingArgs;
 use super::proxy::forwarding::ForwardingArgs;
 use super::proxy::seen::SeenArgs;
 use super::proxy::users::UserArgs;
-use super::run_role;
 use super::together::Together;
 use crate::config::{Mistakes, Settings, parse};
 use crate::logging::{self, LogFormat, LogLevel};
@@ -65,7 +65,7 @@ pub fn run(args: ChpArgs, mut settings: Settings) -> anyhow::Result<ExitCode> {
     logging::start(LogFormat::ConfigProxy, &told.level);
     limits::raise_open_files();
     told.notes.iter().for_each(|note| tracing::warn!("{note}"));
-    run_role(async {
+    block_on_threads(async {
         let mut tasks = JoinSet::new();
         let stop = Stop::on_signals(&mut tasks)?;
         super::hangups_change_nothing(&mut tasks)?;

@@ -17,7 +17,7 @@ use self::doors::DoorArgs;
 pub(super) use self::serving::ServingArgs;
 use super::credentials::CredentialsArgs;
 use super::pid_file::PidFile;
-use super::{Common, CommonArgs, run_role};
+use super::{Common, CommonArgs, block_on_two_threads};
 use crate::config::{Mistakes, Settings, parse};
 use crate::limits;
 use crate::shutdown::Stop;
@@ -92,7 +92,7 @@ pub fn run(args: ProxyArgs, mut settings: Settings) -> anyhow::Result<ExitCode> 
     let (config, common) = read(&args, &mut settings)?;
     common.start_logging();
     limits::raise_open_files();
-    run_role(async {
+    block_on_two_threads(async {
         let mut tasks = JoinSet::new();
         let stop = Stop::on_signals(&mut tasks)?;
         super::log_level_follows_its_file(&mut tasks)?;

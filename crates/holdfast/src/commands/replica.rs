@@ -9,7 +9,7 @@ use holdfast_replica::{ApiAccess, ChpApiConfig, ClusterConfig, ConfigError, Repl
 use holdfast_tls::{ClientCertificates, ServerTls};
 use tokio::task::JoinSet;
 
-use super::{Common, CommonArgs, one_namespace, run_role};
+use super::{Common, CommonArgs, block_on_threads, one_namespace};
 use crate::config::{Mistakes, Settings, parse};
 use crate::limits;
 use crate::shutdown::Stop;
@@ -177,7 +177,7 @@ pub fn run(args: ReplicaArgs, mut settings: Settings) -> anyhow::Result<ExitCode
     let (config, common) = read(&args, &mut settings)?;
     common.start_logging();
     limits::raise_open_files();
-    run_role(async {
+    block_on_threads(async {
         let mut tasks = JoinSet::new();
         let stop = Stop::on_signals(&mut tasks)?;
         super::log_level_follows_its_file(&mut tasks)?;

@@ -23,7 +23,7 @@ pub(super) use self::claim::LOCK;
 use self::plan::Plan;
 use super::proxy::ServingArgs;
 use super::together::Together;
-use super::{Common, CommonArgs, run_role};
+use super::{Common, CommonArgs, block_on_threads};
 use crate::config::{Mistakes, Settings, parse};
 use crate::shutdown::Stop;
 use crate::supervise::{States, Supervisor};
@@ -118,7 +118,7 @@ pub fn run(args: UpArgs, mut settings: Settings) -> anyhow::Result<ExitCode> {
     let claim = Claim::take(&plan)?;
     plan.check_ports()?;
     token::make(&plan.api_token_file)?;
-    run_role(async {
+    block_on_threads(async {
         let mut tasks = JoinSet::new();
         let stop = Stop::on_signals(&mut tasks)?;
         super::log_level_follows_its_file(&mut tasks)?;

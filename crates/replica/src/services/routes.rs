@@ -36,6 +36,8 @@ const LEADER_PAUSE: Duration = Duration::from_millis(1);
 const LEADER_RETRY: Duration = Duration::from_millis(20);
 /// One message of a list, about. So small that who reads the first ones is not idle while we make the others.
 const PAGE_BYTES: usize = 64 * 1024;
+/// That of a list as JSON: to wait for a message takes a hub as long as to read a hundred routes.
+const JSON_PAGE_BYTES: usize = 256 * 1024;
 
 /// The service that hubs, operators and proxies call.
 #[derive(Clone)]
@@ -423,39 +425,41 @@ impl Pages {
     }
 
     fn json_page(&mut self) -> Result<proto::ListResponse, Status> {
-        let mut json = String::from("[");
-        while json.len() < PAGE_BYTES
+        let mut json = Vec::with_capacity(JSON_PAGE_BYTES + JSON_PAGE_BYTES / 16);
+        json.push(b'[');
+        while json.len() < JSON_PAGE_BYTES
             && let Some(entry) = self.entries.next()
         {
             if json.len() > 1 {
-                json.push(',');
+                json.push(b',');
             }
-            let element = as_json(&entry, self.context.activity.unix_ms(&entry));
-            json += &element.map_err(|error| Status::internal(format!("{}: {error}", entry.route.spec)))?;
+            let written = write_json(&mut json, &entry, self.context.activity.unix_ms(&entry));
+            written.map_err(|error| Status::internal(format!("{}: {error}", entry.route.spec)))?;
         }
-        json.push(']');
+        json.push(b']');
         Ok(proto::ListResponse {
-            json,
+            json: String::from_utf8(json).map_err(|error| Status::internal(error.to_string()))?,
             ..self.head.clone()
         })
     }
 }
 
-/// A route's element of [`proto::ListResponse::json`].
+/// Adds a route's element of [`proto::ListResponse::json`].
 ///
 /// # Errors
 /// Its data are no JSON, which no route's are.
-fn as_json(entry: &Entry, last_activity_ms: u64) -> serde_json::Result<String> {
+fn write_json(to: &mut Vec<u8>, entry: &Entry, last_activity_ms: u64) -> serde_json::Result<()> {
     let route = &entry.route;
     let data: &RawValue = serde_json::from_str(route.data.as_str())?;
     let last_activity = (last_activity_ms != 0).then(|| timestamp::to_text(last_activity_ms));
-    serde_json::to_string(&(
+    let element = (
         route.spec.as_str(),
         route.target.as_str(),
         data,
         entry.modified.0,
         last_activity,
-    ))
+    );
+    serde_json::to_writer(to, &element)
 }
 
 #[cfg(test)]
@@ -555,7 +559,11 @@ mod tests {
             },
             modified: Revision(7),
         };
-        let json = |at_ms| as_json(&entry, at_ms).unwrap();
+        let json = |at_ms| {
+            let mut written = Vec::new();
+            write_json(&mut written, &entry, at_ms).unwrap();
+            String::from_utf8(written).unwrap()
+        };
         let written = r#"["/user/it's\"b/","http://10.0.0.1:8888/\"",{"n": 1.0},7,"#;
         assert_eq!(json(0), format!("{written}null]"));
         assert_eq!(json(1_234), format!("{written}\"1970-01-01T00:00:01.234Z\"]"));

@@ -212,28 +212,3 @@ fn a_target_alone_makes_a_route_differ() {
     };
     assert!(!table.apply(&Batch::put(slash)).unwrap().is_empty());
 }
-
-#[test]
-fn what_another_thread_reads_is_in_the_table_and_so_is_why_it_stopped() {
-    let entry = |number: u64| Entry {
-        route: route(&format!("/user/{number}/"), 80),
-        modified: Revision(number),
-    };
-    let whole = Table::from_entries(Epoch(1), Revision(100), (0..100).map(entry));
-    let mut read = Table::from_entries(Epoch(1), Revision(100), []);
-    let lists: Vec<Vec<Entry>> = (0..100)
-        .step_by(7)
-        .map(|at| (at..(at + 7).min(100)).map(entry).collect())
-        .collect();
-    let done: Result<(), &str> = read.extend_from(|hand_on| {
-        lists.into_iter().for_each(hand_on);
-        Ok(())
-    });
-    assert_eq!(done, Ok(()));
-    assert_eq!((read.len(), read.digest()), (whole.len(), whole.digest()));
-    let stopped = read.extend_from(|hand_on| {
-        hand_on(vec![entry(100)]);
-        Err("damaged")
-    });
-    assert_eq!(stopped, Err("damaged"));
-}

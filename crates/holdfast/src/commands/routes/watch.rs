@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::commands::{Client, ClientArgs, any_namespace, block_on};
+use crate::commands::{Client, ClientArgs, any_namespace, block_on_threads};
 use crate::config::Settings;
 use crate::output::{self, Format, RouteJson};
 
@@ -54,7 +54,7 @@ pub fn run(args: WatchArgs, mut settings: Settings) -> anyhow::Result<ExitCode> 
     let client = args.client.read(&mut settings);
     let ((namespace, format), client) = settings.finish(namespace.zip(format).zip(client))?;
     client.common.start_logging();
-    block_on(watch(&client, namespace.as_ref(), format))?;
+    block_on_threads(watch(&client, namespace.as_ref(), format))?;
     Ok(ExitCode::SUCCESS)
 }
 
