@@ -23,7 +23,7 @@ const OTHERS: u64 = 256;
 pub(crate) fn connections_max(wanted: usize) -> usize {
     // Where the system does not tell, `watch` says so.
     let Ok(most) = most() else { return wanted };
-    let room = room(most);
+    let room = room(most, OTHERS + workers::DESCRIPTORS * workers::count() as u64);
     if room >= wanted {
         return wanted;
     }
@@ -37,8 +37,8 @@ pub(crate) fn connections_max(wanted: usize) -> usize {
     room
 }
 
-fn room(most: u64) -> usize {
-    let others = (OTHERS + workers::DESCRIPTORS * workers::count() as u64).min(most / 2);
+fn room(most: u64, others: u64) -> usize {
+    let others = others.min(most / 2);
     usize::try_from((most - others) / 2).unwrap_or(usize::MAX).max(1)
 }
 
@@ -139,7 +139,7 @@ mod tests {
             (1, 1),
             (u64::MAX, usize::MAX / 2 - 128),
         ] {
-            assert_eq!(room(most), connections, "{most}");
+            assert_eq!(room(most, 256), connections, "{most}");
         }
         assert_eq!(connections_max(1), 1);
         assert!(connections_max(usize::MAX) < usize::MAX);

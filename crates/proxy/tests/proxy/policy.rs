@@ -47,6 +47,7 @@ async fn the_error_target_is_asked_and_its_page_has_our_status() {
     })
     .await;
     let mut connection = None;
+    let mut client = Conversation::connect(setup.proxy.public).await;
     for (path, asked, status) in [
         (
             "/nowhere?a=b&c=%20",
@@ -55,7 +56,6 @@ async fn the_error_target_is_asked_and_its_page_has_our_status() {
         ),
         ("/user/dead/x", "/hub/error/503?url=%2Fuser%2Fdead%2Fx", 503),
     ] {
-        let mut client = Conversation::connect(setup.proxy.public).await;
         client
             .send(format!(
                 "GET {path} HTTP/1.1\r\nHost: a\r\nCookie: secret\r\nAuthorization: secret\r\n\r\n"

@@ -1,8 +1,10 @@
 //! Write, get and list; a follower forwards a write once, and reads by the leader's index.
 
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _};
@@ -34,6 +36,8 @@ const WAIT_FOR_PROXIES_MAX: Duration = Duration::from_secs(10);
 /// Between two looks for a leader, at least and at most.
 const LEADER_PAUSE: Duration = Duration::from_millis(1);
 const LEADER_RETRY: Duration = Duration::from_millis(20);
+/// For what is on its way to a leader when this replica has to answer.
+const LAST_WORD: Duration = Duration::from_millis(100);
 /// One message of a list, about. So small that who reads the first ones is not idle while we make the others.
 const PAGE_BYTES: usize = 64 * 1024;
 /// That of a list as JSON: to wait for a message takes a hub as long as to read a hundred routes.
@@ -293,11 +297,21 @@ impl RoutesService {
                 let _ = tokio::time::timeout(LEADER_RETRY, consensus.led_by_another(tried)).await;
             }
         };
+        let mut decided = pin!(decided);
         let ended = tokio::select! {
-            answer = decided => return answer,
+            answer = decided.as_mut() => return answer,
             () = self.0.stopped() => "this replica stopped",
             () = consensus.out_of_touch() => "this replica has lost touch with the others",
         };
+        // What is on its way may be refused at once, and then it is known that nothing was written.
+        let settled = poll_fn(|cx| match decided.as_mut().poll(cx) {
+            Poll::Ready(answer) => Poll::Ready(Some(answer)),
+            Poll::Pending if !on_its_way.load(Ordering::Relaxed) => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        });
+        if let Ok(Some(answer)) = tokio::time::timeout(LAST_WORD, settled).await {
+            return answer;
+        }
         Err(match on_its_way.load(Ordering::Relaxed) {
             true => Reason::Unknown.status(format!("{ended} before the write was decided")),
             false => Reason::NoLeader.status(format!("nothing was written: {ended}; ask another one")),
