@@ -245,11 +245,17 @@ class RouteClient:
     async def list_json(self, take: Callable[[str], S]) -> Sequence[S]:
         """The same, as what `take` makes of each page while the next one is on its way; as many things as it has routes.
 
-        A page is the text of a JSON array: `[[routespec, target, data, mod_revision, last_activity], ...]`.
+        A page is the text of a JSON object of arrays, each with one element for each route: `routespecs`, `targets`, `data`,
+        `mod_revisions` and `last_activity`.
         """
         request = routes_pb2.ListRequest(namespace=self.namespace, as_json=True)
-        # Without it, it is a page of none of its routes, and as such found to be broken.
-        return await self._list(request, lambda page: take(page.json or "[]"))
+
+        def read(page: routes_pb2.ListResponse) -> S:
+            if not page.json:
+                raise BrokenAnswer("a page of a list came without the text that was asked for")
+            return take(page.json)
+
+        return await self._list(request, read)
 
     async def _list(self, request: routes_pb2.ListRequest, take: Callable[[routes_pb2.ListResponse], S]) -> Sequence[S]:
         async def attempt(channel: grpc.aio.Channel, seconds: float, left: float) -> Sequence[S]:

@@ -25,7 +25,7 @@ def free_ports(count):
     while True:
         while len(_left) >= count:
             given, _left = _left[:count], _left[count:]
-            if all(map(_is_free, given)):
+            if all(map(is_free, given)):
                 return given[0]
         _left = _take_block()
 
@@ -40,7 +40,8 @@ def _take_block():
     raise RuntimeError("every block of ports is taken")
 
 
-def _is_free(port):
+def is_free(port):
+    """Whether nobody listens there."""
     try:
         _listener(port).close()
     except OSError:

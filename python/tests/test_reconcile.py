@@ -4,11 +4,12 @@ import json
 import os
 import signal
 import subprocess
+from urllib.parse import urlsplit
 
 import pytest
 from holdfast_up import HoldfastUp, find_holdfast
-from hub import API_TOKEN, Hub, fetch
-from ports import free_port
+from hub import API_TOKEN, Hub, fetch, until
+from ports import free_port, is_free
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -78,7 +79,9 @@ def test_stuck_users_are_found_and_those_that_can_be_are_repaired(up, hub, holdf
     assert holdfast("routes", "delete", "/user/zo%C3%AB%2Bx/").returncode == 0
     assert holdfast("routes", "delete", "/user/alice/second/").returncode == 0
     pid = hub.api("GET", "/users/bob?include_stopped_servers")["servers"][""]["state"]["pid"]
+    port = urlsplit(hub.routes()["/user/bob/"]["target"]).port
     os.kill(pid, signal.SIGKILL)
+    until(lambda: is_free(port), 10, "the killed server's port is free")
     data = json.dumps({"user": "carol", "server_name": ""})
     gone = f"http://127.0.0.1:{free_port()}"
     assert holdfast("routes", "put", "/user/carol/", gone, "--data", data).returncode == 0

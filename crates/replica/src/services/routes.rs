@@ -19,6 +19,7 @@ use holdfast_wire::proto::routes_client::RoutesClient;
 use holdfast_wire::proto::routes_server::Routes;
 use holdfast_wire::{proto, timestamp};
 use prost::Message as _;
+use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 use tonic::transport::Channel;
@@ -42,6 +43,8 @@ const LAST_WORD: Duration = Duration::from_millis(100);
 const PAGE_BYTES: usize = 64 * 1024;
 /// That of a list as JSON: to wait for a message takes a hub as long as to read a hundred routes.
 const JSON_PAGE_BYTES: usize = 256 * 1024;
+/// What a route takes in it beside its own texts: its revision, its last activity, quotes and commas.
+const JSON_ROUTE_BYTES: usize = 48;
 
 /// The service that hubs, operators and proxies call.
 #[derive(Clone)]
@@ -174,14 +177,21 @@ impl Routes for RoutesService {
             .await
             .map_err(|error| no_leader(&consensus, &error.to_string()))?;
         let (table, holds) = (&position.state.table, &position.state.holds);
-        let mut entries = table.sorted();
-        entries.retain(|entry| {
-            holds.contains(entry.route.spec.key()) == request.held
-                && namespace
-                    .as_ref()
-                    .is_none_or(|namespace| entry.route.namespace == *namespace)
-                && entry.route.spec.as_str().starts_with(&request.prefix)
-        });
+        let mut entries: Vec<_> = table
+            .iter()
+            .filter(|entry| {
+                holds.contains(entry.route.spec.key()) == request.held
+                    && namespace
+                        .as_ref()
+                        .is_none_or(|namespace| entry.route.namespace == *namespace)
+                    && entry.route.spec.as_str().starts_with(&request.prefix)
+            })
+            .cloned()
+            .collect();
+        // A hub makes a dictionary of them, and sorting ten thousand takes as long as sending them.
+        if !request.as_json {
+            entries.sort_unstable_by(|a, b| a.route.spec.as_str().cmp(b.route.spec.as_str()));
+        }
         let head = proto::ListResponse {
             revision: table.revision().0,
             epoch: table.epoch().0,
@@ -439,41 +449,52 @@ impl Pages {
     }
 
     fn json_page(&mut self) -> Result<proto::ListResponse, Status> {
-        let mut json = Vec::with_capacity(JSON_PAGE_BYTES + JSON_PAGE_BYTES / 16);
-        json.push(b'[');
-        while json.len() < JSON_PAGE_BYTES
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        while bytes < JSON_PAGE_BYTES
             && let Some(entry) = self.entries.next()
         {
-            if json.len() > 1 {
-                json.push(b',');
-            }
-            let written = write_json(&mut json, &entry, self.context.activity.unix_ms(&entry));
-            written.map_err(|error| Status::internal(format!("{}: {error}", entry.route.spec)))?;
+            let route = &entry.route;
+            bytes +=
+                JSON_ROUTE_BYTES + route.spec.as_str().len() + route.target.as_str().len() + route.data.as_str().len();
+            entries.push(entry);
         }
-        json.push(b']');
+        let json = json_columns(&entries, |entry| self.context.activity.unix_ms(entry))
+            .map_err(|error| Status::internal(format!("a route's data are no JSON: {error}")))?;
         Ok(proto::ListResponse {
-            json: String::from_utf8(json).map_err(|error| Status::internal(error.to_string()))?,
+            json,
             ..self.head.clone()
         })
     }
 }
 
-/// Adds a route's element of [`proto::ListResponse::json`].
+/// The text of [`proto::ListResponse::json`]. A hub reads columns in two thirds of the time that it takes for rows.
 ///
 /// # Errors
-/// Its data are no JSON, which no route's are.
-fn write_json(to: &mut Vec<u8>, entry: &Entry, last_activity_ms: u64) -> serde_json::Result<()> {
-    let route = &entry.route;
-    let data: &RawValue = serde_json::from_str(route.data.as_str())?;
-    let last_activity = (last_activity_ms != 0).then(|| timestamp::to_text(last_activity_ms));
-    let element = (
-        route.spec.as_str(),
-        route.target.as_str(),
-        data,
-        entry.modified.0,
-        last_activity,
-    );
-    serde_json::to_writer(to, &element)
+/// A route's data are no JSON, which none are.
+fn json_columns(entries: &[Arc<Entry>], unix_ms: impl Fn(&Entry) -> u64) -> serde_json::Result<String> {
+    #[derive(Serialize)]
+    struct Columns<'a> {
+        routespecs: Vec<&'a str>,
+        targets: Vec<&'a str>,
+        data: Vec<&'a RawValue>,
+        mod_revisions: Vec<u64>,
+        last_activity: Vec<Option<String>>,
+    }
+    let routes = || entries.iter().map(|entry| &entry.route);
+    serde_json::to_string(&Columns {
+        routespecs: routes().map(|route| route.spec.as_str()).collect(),
+        targets: routes().map(|route| route.target.as_str()).collect(),
+        data: routes()
+            .map(|route| serde_json::from_str(route.data.as_str()))
+            .collect::<Result<_, _>>()?,
+        mod_revisions: entries.iter().map(|entry| entry.modified.0).collect(),
+        last_activity: entries
+            .iter()
+            .map(|entry| unix_ms(entry))
+            .map(|ms| (ms != 0).then(|| timestamp::to_text(ms)))
+            .collect(),
+    })
 }
 
 #[cfg(test)]
@@ -573,13 +594,13 @@ mod tests {
             },
             modified: Revision(7),
         };
-        let json = |at_ms| {
-            let mut written = Vec::new();
-            write_json(&mut written, &entry, at_ms).unwrap();
-            String::from_utf8(written).unwrap()
-        };
-        let written = r#"["/user/it's\"b/","http://10.0.0.1:8888/\"",{"n": 1.0},7,"#;
-        assert_eq!(json(0), format!("{written}null]"));
-        assert_eq!(json(1_234), format!("{written}\"1970-01-01T00:00:01.234Z\"]"));
+        let entries = [Arc::new(entry)];
+        let json = |at_ms| json_columns(&entries, |_| at_ms).unwrap();
+        let written = concat!(
+            r#"{"routespecs":["/user/it's\"b/"],"targets":["http://10.0.0.1:8888/\""],"data":[{"n": 1.0}],"#,
+            r#""mod_revisions":[7],"last_activity":["#,
+        );
+        assert_eq!(json(0), format!("{written}null]}}"));
+        assert_eq!(json(1_234), format!("{written}\"1970-01-01T00:00:01.234Z\"]}}"));
     }
 }
