@@ -118,6 +118,21 @@ async def test_routespec_target_and_data_come_back_as_they_were(make_proxy, rout
 
 
 @pytest.mark.parametrize(
+    "data",
+    ['{"half": "\\ud800"}', '{"much": 1e999}', f'{{"long": {10**40}}}', '{"deep": %s}' % ("[" * 100 + "]" * 100)],
+)
+async def test_data_that_only_python_reads_keep_no_other_route_from_the_hub(make_proxy, data):
+    proxy = make_proxy()
+    await proxy.add_route("/user/alice/", TARGET, {"user": "alice"})
+    await proxy.client.put("/odd/", TARGET, data)
+    routes = as_written(await proxy.get_all_routes())
+    assert {spec: route["data"] for spec, route in routes.items()} == {
+        "/user/alice/": {"user": "alice"},
+        "/odd/": json.loads(data),
+    }
+
+
+@pytest.mark.parametrize(
     "data", [{}, {"a": {"b": [{}, [], ""]}}, {"zero": 0, "no": False, "none": None}, {"": ""}], ids=str
 )
 async def test_data_of_any_shape_keeps_its_types(make_proxy, data):

@@ -17,16 +17,24 @@ pub fn now_ms() -> u64 {
 pub fn to_text(unix_ms: u64) -> String {
     let moment = OffsetDateTime::from_unix_timestamp_nanos(i128::from(unix_ms.min(LAST_MS)) * 1_000_000);
     let moment = moment.unwrap_or(OffsetDateTime::UNIX_EPOCH);
-    format!(
-        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
-        moment.year(),
-        u8::from(moment.month()),
-        moment.day(),
-        moment.hour(),
-        moment.minute(),
-        moment.second(),
-        moment.millisecond()
-    )
+    let parts = [
+        (0..4, moment.year().unsigned_abs()),
+        (5..7, u8::from(moment.month()).into()),
+        (8..10, moment.day().into()),
+        (11..13, moment.hour().into()),
+        (14..16, moment.minute().into()),
+        (17..19, moment.second().into()),
+        (20..23, moment.millisecond().into()),
+    ];
+    // Digit by digit: a list has ten thousand of them.
+    let mut text = *b"0000-00-00T00:00:00.000Z";
+    for (digits, mut number) in parts {
+        for digit in text[digits].iter_mut().rev() {
+            *digit += (number % 10) as u8;
+            number /= 10;
+        }
+    }
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 /// Reads ISO 8601 as JavaScript does: `2026`, `2026-01`, `2026-01-31`, `2026-01-31T23:59`, with seconds and fractions of them,

@@ -1,6 +1,7 @@
 //! Write, get and list; a follower forwards a write once, and reads by the leader's index.
 
 use std::future::poll_fn;
+use std::ops::Range;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,8 +42,8 @@ const LEADER_RETRY: Duration = Duration::from_millis(20);
 const LAST_WORD: Duration = Duration::from_millis(100);
 /// One message of a list, about. So small that who reads the first ones is not idle while we make the others.
 const PAGE_BYTES: usize = 64 * 1024;
-/// That of a list as JSON: to wait for a message takes a hub as long as to read a hundred routes.
-const JSON_PAGE_BYTES: usize = 256 * 1024;
+/// Those of a list as JSON: the first one is there soon, and to wait for one takes a hub as long as to read a hundred routes.
+const JSON_PAGE_BYTES: Range<usize> = 16 * 1024..256 * 1024;
 /// What a route takes in it beside its own texts: its revision, its last activity, quotes and commas.
 const JSON_ROUTE_BYTES: usize = 48;
 
@@ -203,7 +204,7 @@ impl Routes for RoutesService {
         let pages = Pages {
             context: self.0.clone(),
             head,
-            as_json: request.as_json,
+            json_bytes: request.as_json.then_some(JSON_PAGE_BYTES.start),
             holds: holds.clone(),
             entries: entries.into_iter(),
             first: true,
@@ -412,7 +413,8 @@ fn no_leader(consensus: &Consensus, message: &str) -> Status {
 struct Pages {
     context: Arc<Context>,
     head: proto::ListResponse,
-    as_json: bool,
+    // Of the next page, if it is JSON.
+    json_bytes: Option<usize>,
     holds: Holds,
     entries: std::vec::IntoIter<Arc<Entry>>,
     first: bool,
@@ -424,9 +426,9 @@ impl Iterator for Pages {
     fn next(&mut self) -> Option<Self::Item> {
         // The first page always comes: an empty table is an answer too.
         let some = std::mem::take(&mut self.first) || !self.entries.as_slice().is_empty();
-        some.then(|| match self.as_json {
-            true => self.json_page(),
-            false => Ok(self.page()),
+        some.then(|| match self.json_bytes {
+            Some(bytes) => self.json_page(bytes),
+            None => Ok(self.page()),
         })
     }
 }
@@ -448,10 +450,11 @@ impl Pages {
         page
     }
 
-    fn json_page(&mut self) -> Result<proto::ListResponse, Status> {
+    fn json_page(&mut self, bytes_max: usize) -> Result<proto::ListResponse, Status> {
+        self.json_bytes = Some((2 * bytes_max).min(JSON_PAGE_BYTES.end));
         let mut entries = Vec::new();
         let mut bytes = 0;
-        while bytes < JSON_PAGE_BYTES
+        while bytes < bytes_max
             && let Some(entry) = self.entries.next()
         {
             let route = &entry.route;
