@@ -117,10 +117,7 @@ async def test_routespec_target_and_data_come_back_as_they_were(make_proxy, rout
     assert await proxy.get_route(routespec) is None
 
 
-@pytest.mark.parametrize(
-    "data",
-    ['{"half": "\\ud800"}', '{"much": 1e999}', f'{{"long": {10**40}}}', '{"deep": %s}' % ("[" * 100 + "]" * 100)],
-)
+@pytest.mark.parametrize("data", ['{"half": "\\ud800"}', '{"much": 1e999}', f'{{"long": {10**40}}}'])
 async def test_data_that_only_python_reads_keep_no_other_route_from_the_hub(make_proxy, data):
     proxy = make_proxy()
     await proxy.add_route("/user/alice/", TARGET, {"user": "alice"})
