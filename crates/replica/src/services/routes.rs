@@ -42,8 +42,8 @@ const LEADER_RETRY: Duration = Duration::from_millis(20);
 const LAST_WORD: Duration = Duration::from_millis(100);
 /// One message of a list, about. So small that who reads the first ones is not idle while we make the others.
 const PAGE_BYTES: usize = 64 * 1024;
-/// Those of a list as JSON: the first one is there soon, and to wait for one takes a hub as long as to read a hundred routes.
-const JSON_PAGE_BYTES: Range<usize> = 16 * 1024..256 * 1024;
+/// Those of a list as JSON: the first one is there soon, and to wait for one takes a hub as long as to read hundreds of routes.
+const JSON_PAGE_BYTES: Range<usize> = 32 * 1024..512 * 1024;
 /// What a route takes in it beside its own texts: its revision, its last activity, quotes and commas.
 const JSON_ROUTE_BYTES: usize = 48;
 
@@ -451,7 +451,7 @@ impl Pages {
     }
 
     fn json_page(&mut self, bytes_max: usize) -> Result<proto::ListResponse, Status> {
-        self.json_bytes = Some((2 * bytes_max).min(JSON_PAGE_BYTES.end));
+        self.json_bytes = Some((4 * bytes_max).min(JSON_PAGE_BYTES.end));
         let mut entries = Vec::new();
         let mut bytes = 0;
         while bytes < bytes_max
