@@ -209,7 +209,12 @@ impl Routes for RoutesService {
             entries: entries.into_iter(),
             first: true,
         };
-        let mut response = Response::new(futures_util::stream::iter(pages).boxed() as Self::ListStream);
+        let pages = futures_util::stream::unfold(pages, async |mut pages| {
+            // Otherwise the connection's task sends nothing before as many pages are made as a reader takes unread.
+            tokio::task::yield_now().await;
+            Some((pages.next()?, pages))
+        });
+        let mut response = Response::new(pages.boxed() as Self::ListStream);
         hint(response.metadata_mut(), &consensus);
         Ok(response)
     }
