@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import os
 import secrets
 import socket
 import sysconfig
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 from weakref import WeakKeyDictionary
 
-import msgspec
 from jupyterhub.metrics import CHECK_ROUTES_DURATION_SECONDS, PROXY_POLL_DURATION_SECONDS
 from jupyterhub.proxy import Proxy
 from jupyterhub.traitlets import Command
@@ -34,6 +31,7 @@ from .client import RouteClient
 from .credentials import Credentials
 from .endpoints import parse_endpoint, parse_endpoints
 from .errors import HoldfastError, LockedOut, Rejected, Unavailable
+from .pages import as_table_routes
 from .process import UpProcess
 from .shared_writes import SharedWrites
 
@@ -439,7 +437,7 @@ class HoldfastProxy(Proxy):
         """
         start = time.perf_counter()
         routes = TableRoutes()
-        for page in await self.client.list_json(_as_table_routes):
+        for page in await self.client.list_json(as_table_routes):
             routes.take(page)
         PROXY_POLL_DURATION_SECONDS.observe(time.perf_counter() - start)
         return routes
@@ -727,51 +725,6 @@ class _OneSocket(Resolver):
 
     async def resolve(self, host: str, port: int, family: int = 0) -> list[tuple[int, Any]]:
         return [(socket.AF_UNIX, self.path)]
-
-
-class _Page(msgspec.Struct):
-    """`ListResponse.json`."""
-
-    routespecs: list[str]
-    targets: list[str]
-    data: list[dict[str, Any]]
-    mod_revisions: list[int]
-    last_activity: list[str | None]
-
-
-_decode_page = msgspec.json.Decoder(_Page).decode
-
-
-def _as_table_routes(text: str) -> TableRoutes:
-    # There may be ten thousand of them a minute, and read one by one they take four times as long.
-    with _no_garbage():
-        try:
-            page = _decode_page(text)
-        except msgspec.DecodeError:
-            # One route's data may have what only Python reads, such as 1e999, or half of a surrogate pair.
-            page = msgspec.convert(json.loads(text), _Page)
-        for data, last_activity in zip(page.data, page.last_activity, strict=True):
-            if last_activity is not None:
-                data["last_activity"] = last_activity
-        routes = TableRoutes()
-        routes.update(
-            (routespec, {"routespec": routespec, "target": target, "data": data})
-            for routespec, target, data in zip(page.routespecs, page.targets, page.data, strict=True)
-        )
-        routes.mod_revisions.update(zip(page.routespecs, page.mod_revisions, strict=True))
-        return routes
-
-
-@contextmanager
-def _no_garbage() -> Iterator[None]:
-    """For a moment in which much is made and nothing is garbage: to look for some would take a fifth of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _as_hub_route(route: routes_pb2.Route) -> dict[str, Any]:
